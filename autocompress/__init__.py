@@ -1,0 +1,1 @@
+"""Automated model compression that tells the truth about speed."""

@@ -1,0 +1,136 @@
+"""What a user asks for: latency, speed-up and quality budgets, and how far a trial is from them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from autocompress.errors import ConfigError
+from autocompress.records import Trial
+
+_SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+_NUMBER = r"([0-9]*\.?[0-9]+)"
+
+
+def parse_seconds(text: str, flag: str, bare: str = "") -> float:
+    """Seconds in a text such as ``5ms``, ``90s``, ``30m``, ``2h``; `bare` is the unit of a plain number.
+
+    Raises:
+        ConfigError: naming the flag and what would be right.
+    """
+    match = re.fullmatch(_NUMBER + r"\s*([a-zµ]*)", str(text).strip().lower())
+    unit = match.group(2) or bare if match else ""
+    if not match or unit not in _SECONDS or float(match.group(1)) <= 0:
+        raise ConfigError(f"{flag} must be a time above 0 such as 5ms, 90s or 30m, but got {text!r}")
+    return float(match.group(1)) * _SECONDS[unit]
+
+
+def parse_speedup(text: str, flag: str = "--min-speedup") -> float:
+    """The factor in a text such as ``2x`` or ``2``; raises `ConfigError` below 1."""
+    match = re.fullmatch(_NUMBER + r"\s*[x×]?", str(text).strip().lower())
+    if not match or float(match.group(1)) < 1:
+        raise ConfigError(f"{flag} must be a factor of 1 or more such as 2x, but got {text!r}")
+    return float(match.group(1))
+
+
+@dataclass(frozen=True)
+class Drop:
+    """A loss of quality that is still accepted.
+
+    Attributes:
+        amount: in the metric's own unit (1 point of accuracy = 0.01), or a share of the dense quality.
+        relative: which of the two.
+    """
+
+    amount: float
+    relative: bool
+
+    def lost(self, quality: float, dense: float, maximize: bool) -> float:
+        """Quality lost against dense, in the unit of `amount`."""
+        lost = dense - quality if maximize else quality - dense
+        return lost / abs(dense) if self.relative else lost
+
+    def __str__(self) -> str:
+        """As a user would say it."""
+        return f"{self.amount:.3g} of dense" if self.relative else f"{self.amount * 100:.3g} points"
+
+
+def parse_drop(text: str, flag: str = "--max-drop") -> Drop:
+    """The loss in a text such as ``1pt`` (absolute, metrics in [0, 1]) or ``1%`` (relative)."""
+    match = re.fullmatch(_NUMBER + r"\s*(pt|pts|point|points|%)", str(text).strip().lower())
+    if not match:
+        raise ConfigError(f"{flag} must be points such as 1pt or a share such as 1%, but got {text!r}")
+    return Drop(float(match.group(1)) / 100, match.group(2) == "%")
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """What must hold; None where nothing is asked.
+
+    Attributes:
+        max_latency_s: upper end of the latency's interval.
+        min_speedup: against the fastest dense fp32 setting, at the upper end of the ratio's interval.
+        max_drop: of the validation quality.
+    """
+
+    max_latency_s: float | None = None
+    min_speedup: float | None = None
+    max_drop: Drop | None = None
+
+    def __bool__(self) -> bool:
+        """Whether anything is asked."""
+        return any(value is not None for value in asdict(self).values())
+
+    def violations(self, trial: Trial, quality_dense: float, maximize: bool) -> dict[str, float]:
+        """Budget name to how far a measured trial is over it (0 or less: within); always the same names."""
+        assert trial.latency is not None
+        assert trial.quality is not None
+        result = {}
+        if self.max_latency_s is not None:
+            result["latency"] = latency_high(trial) / self.max_latency_s - 1
+        if self.min_speedup is not None:
+            result["speedup"] = trial.latency.ratio_best_dense_high * self.min_speedup - 1
+        if self.max_drop is not None:
+            result["drop"] = self.max_drop.lost(trial.quality, quality_dense, maximize) - self.max_drop.amount
+        return result
+
+    def sentences(self) -> Iterator[str]:
+        """What is asked, in words."""
+        if self.max_latency_s is not None:
+            yield f"answers within {self.max_latency_s * 1e3:.4g} ms"
+        if self.min_speedup is not None:
+            yield f"at least {self.min_speedup:g}x faster than the fastest dense fp32"
+        if self.max_drop is not None:
+            yield f"loses at most {self.max_drop} of validation quality"
+
+    def lacks(self, trial: Trial, quality_dense: float, maximize: bool) -> list[str]:
+        """What keeps a trial from fitting, in words."""
+        assert trial.latency is not None
+        assert trial.quality is not None
+        over = self.violations(trial, quality_dense, maximize)
+        words = []
+        if over.get("latency", 0) > 0 and self.max_latency_s:
+            words.append(
+                f"its latency is {latency_high(trial) * 1e3:.3g} ms (upper end), {self.max_latency_s * 1e3:.3g} ms allowed"
+            )
+        if over.get("speedup", 0) > 0:
+            words.append(
+                f"it is {1 / trial.latency.ratio_best_dense_high:.2f}x faster (lower end), {self.min_speedup:g}x asked"
+            )
+        if over.get("drop", 0) > 0 and self.max_drop:
+            lost = self.max_drop.lost(trial.quality, quality_dense, maximize)
+            shown = f"{lost:.2%} of dense" if self.max_drop.relative else f"{lost * 100:.2f} points"
+            words.append(f"it loses {shown} on validation, {self.max_drop} allowed")
+        return words
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+def latency_high(trial: Trial) -> float:
+    """Upper end of a trial's latency: its median, scaled by its ratio's relative half-interval."""
+    assert trial.latency is not None
+    return trial.latency.latency_s * trial.latency.ratio_high / trial.latency.ratio

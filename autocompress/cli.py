@@ -1,0 +1,166 @@
+"""The command line: each command calls one public function. Heavy imports stay inside the commands."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from autocompress.errors import AutocompressError
+
+app = typer.Typer(
+    help="Search for the best compressed model under a latency budget, measured on this machine.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")]
+MaxLatency = Annotated[str | None, typer.Option(help="such as 5ms")]
+MinSpeedup = Annotated[str | None, typer.Option(help="such as 2x, against the fastest dense fp32 setting")]
+MaxDrop = Annotated[str | None, typer.Option(help="such as 1pt (points) or 1% (relative), on validation")]
+
+
+@app.command()
+def search(
+    experiment: Annotated[Path | None, typer.Argument(help="an experiment.yaml; flags go before its settings")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="digits, text-classification, image-classification or my.py:make_task")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Hugging Face folder or hub id")] = None,
+    data: Annotated[str | None, typer.Option(help="folder, csv / json / parquet file, or hub name")] = None,
+    text_column: Annotated[str | None, typer.Option()] = None,
+    image_column: Annotated[str | None, typer.Option()] = None,
+    label_column: Annotated[str | None, typer.Option()] = None,
+    space: Annotated[str | None, typer.Option(help="a shipped search space or a .yaml file")] = None,
+    hardware: Annotated[str | None, typer.Option(help="a shipped hardware profile or a .yaml file [cpu]")] = None,
+    budget: Annotated[str | None, typer.Option(help="wall-clock, such as 90s, 30m or 2h [30m]")] = None,
+    max_latency: MaxLatency = None,
+    min_speedup: MinSpeedup = None,
+    max_drop: MaxDrop = None,
+    out: Annotated[str | None, typer.Option(help="run folder [runs/TASK]")] = None,
+    sampler: Annotated[str | None, typer.Option(help="auto, tpe, nsga2 or random [auto]")] = None,
+    seed: Annotated[int | None, typer.Option()] = None,
+    max_trials: Annotated[int | None, typer.Option(help="candidates to evaluate at most")] = None,
+) -> None:
+    """Search; the same command again resumes."""
+    flags = dict(locals())
+    del flags["experiment"]
+    from autocompress.experiment import SOURCE_KEYS, load_experiment
+    from autocompress.hardware import load_profile
+    from autocompress.show import Progress
+    from autocompress.tasks import TaskSource, load_task
+
+    settings = load_experiment(experiment, flags)
+    profile = load_profile(settings.hardware)
+    with Progress() as progress:
+        source = {key: getattr(settings, key) for key in SOURCE_KEYS}
+        made = load_task(TaskSource(**source), profile.workload.sequence_length, progress.say)
+        for note in made.notes:
+            progress.say(note)
+        from autocompress.launch import search as run_search
+
+        run = run_search(
+            made,
+            out=settings.out or f"runs/{made.name}",
+            space=settings.space,
+            hardware=settings.hardware,
+            budget=settings.budget,
+            max_latency=settings.max_latency,
+            min_speedup=settings.min_speedup,
+            max_drop=settings.max_drop,
+            sampler=settings.sampler,  # type: ignore[arg-type]
+            seed=settings.seed,
+            max_trials=settings.max_trials,
+            watcher=progress,
+            source=source,
+        )
+    _print_front(run)
+
+
+def _print_front(run: Any) -> None:
+    from rich.console import Console
+
+    from autocompress.show import front_table
+
+    console = Console(highlight=False)
+    entries = run.entries()
+    resolved = run.experiment["resolved"]
+    console.print()
+    console.print(front_table(entries, resolved["metric"], f"Pareto front of {run.folder}: {run.status()}"))
+    if not run.front.points:
+        console.print("\nNo candidate keeps the budgets; the report shows the nearest miss.")
+    console.print(f"\nreport  {run.folder / 'report.html'}")
+    console.print(f"models  {run.folder / 'artifacts'}")
+    console.print(f"pick    autocompress pick {run.folder} --max-drop 1pt --out picked")
+
+
+@app.command()
+def front(
+    run: RunArgument, as_json: Annotated[bool, typer.Option("--json", help="a list of objects on stdout")] = False
+) -> None:
+    """Print the front of a run."""
+    from autocompress.run import Run
+
+    opened = Run.open(run)
+    if as_json:
+        print(json.dumps(opened.entries(), indent=1))
+    else:
+        _print_front(opened)
+
+
+@app.command()
+def pick(
+    run: RunArgument,
+    out: Annotated[Path, typer.Option(help="folder for the model")],
+    max_latency: MaxLatency = None,
+    min_speedup: MinSpeedup = None,
+    max_drop: MaxDrop = None,
+    fingerprint: Annotated[str | None, typer.Option(help="one candidate, instead of budgets")] = None,
+) -> None:
+    """Write the model that fits into a folder of its own; exit code 3 when none does."""
+    from autocompress.run import Run
+
+    picked = Run.open(run).pick(out, max_latency, min_speedup, max_drop, fingerprint)
+    figures = picked.figures
+    print(f"{figures['fingerprint']}: {figures['what']}")
+    print(
+        f"{1 / figures['latency_ratio_best_dense']:.2f}x faster than the fastest dense fp32, "
+        f"{figures['drop_points_validation']:+.2f} points lost on validation"
+        + (f", {figures['drop_points_test']:+.2f} on test" if figures["drop_points_test"] is not None else "")
+    )
+    print(f"written to {picked.folder}; its README.md shows how to load it")
+
+
+@app.command()
+def report(run: RunArgument) -> None:
+    """Write report.html: one file that works offline."""
+    from autocompress.run import Run
+
+    print(Run.open(run).report())
+
+
+def main() -> None:
+    """Entry point: errors of autocompress become one message and an exit code."""
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except AutocompressError as fault:
+        print(f"autocompress: {fault}", file=sys.stderr)
+        sys.exit(fault.exit_code)
+    except KeyboardInterrupt:
+        print("autocompress: stopped; the same command resumes", file=sys.stderr)
+        sys.exit(130)
+    except Exception as fault:
+        if hasattr(fault, "format_message"):  # click's usage errors
+            print(f"autocompress: {fault.format_message()}", file=sys.stderr)
+            sys.exit(2)
+        raise
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""`experiment.yaml`: one search written down. The same settings as the flags of ``autocompress search``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from autocompress.errors import ConfigError
+from autocompress.settings import read_yaml, validate
+
+
+class Experiment(BaseModel):
+    """Everything that a search is asked for; see ``autocompress search --help``.
+
+    A run's own `experiment.yaml` is one too: its `resolved` part is what was found, and is not read back.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    task: str
+    model: str | None = None
+    data: str | None = None
+    text_column: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    space: str | None = None
+    hardware: str = "cpu"
+    budget: str = "30m"
+    max_latency: str | None = None
+    min_speedup: str | None = None
+    max_drop: str | None = None
+    out: str | None = None
+    sampler: str = "auto"
+    seed: int = 0
+    max_trials: int | None = Field(None, ge=1)
+    resolved: dict[str, Any] | None = None
+
+
+#: The settings that say where the task comes from.
+SOURCE_KEYS = ("task", "model", "data", "text_column", "image_column", "label_column")
+
+
+def load_experiment(path: Path | None, flags: dict[str, Any]) -> Experiment:
+    """The settings of a file with the flags that were given laid over them.
+
+    Raises:
+        ConfigError: all mistakes at once, naming file (or flags), key, value and remedy.
+    """
+    given = {key: value for key, value in flags.items() if value is not None}
+    if path is None:
+        if "task" not in given:
+            raise ConfigError("give --task (digits, text-classification, image-classification or my.py:make_task)")
+        return validate(Experiment, given, "flags", ConfigError)
+    data = read_yaml(path, ConfigError)
+    validate(Experiment, data, str(path), ConfigError)
+    return validate(Experiment, {**data, **given}, str(path), ConfigError)

@@ -1,0 +1,137 @@
+"""The verb `export_model`: torch model + integers → one ONNX file that agrees with them."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import io
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from autocompress.compress.quantize import Codes, simulate
+from autocompress.errors import ExportError
+from autocompress.export.integers import insert_codes
+from autocompress.records import Artifact, write_atomic
+from autocompress.runtimes import open_session
+from autocompress.tasks.task import Task, logits_of
+
+OPSET = 17
+OUTPUT = "logits"
+
+#: Largest allowed deviation from the torch twin, relative L2. Integer arithmetic rounds at
+#: other places than its float simulation, and one flipped code in an early layer moves everything behind it.
+TOLERANCE: Mapping[str, float] = {
+    "fp32": 1e-4,
+    "int8": 0.15,
+    "int8-dynamic": 0.15,
+    "int8-weights": 1e-4,
+    "int4-weights": 0.15,
+}
+
+
+class _Traced(nn.Module):
+    """Positional inputs and plain logits, as the exporter wants them."""
+
+    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self.names = names
+
+    def forward(self, *values: Tensor) -> Tensor:
+        """The logits."""
+        return logits_of(self.model(**dict(zip(self.names, values, strict=True))))
+
+
+def float_graph(model: nn.Module, task: Task) -> onnx.ModelProto:
+    """The model as an ONNX graph with free batch (and the task's dynamic axes); weights keep their module names.
+
+    Raises:
+        ExportError: torch cannot trace the model.
+    """
+    traced = copy.deepcopy(model)
+    if hasattr(traced, "set_attn_implementation"):
+        traced.set_attn_implementation("eager")  # plain matmuls: a smaller and faster graph than traced sdpa
+    names = task.input_names
+    inputs = task.trace_inputs()
+    axes: dict[str, dict[int, str]] = {name: {0: "batch", **task.dynamic_axes.get(name, {})} for name in names}
+    axes[OUTPUT] = {0: "batch"}
+    buffer = io.BytesIO()
+    try:
+        with warnings.catch_warnings(), torch.inference_mode():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                _Traced(traced, names).eval(),
+                tuple(inputs[name] for name in names),
+                buffer,
+                input_names=list(names),
+                output_names=[OUTPUT],
+                dynamic_axes=axes,
+                opset_version=OPSET,
+                do_constant_folding=False,
+                dynamo=False,  # about ten times faster than the dynamo exporter, which a search cannot afford
+            )
+    except Exception as fault:
+        raise ExportError(f"torch cannot export {type(model).__name__} to ONNX: {fault}") from fault
+    return onnx.load_model_from_string(buffer.getvalue())
+
+
+def export_model(
+    model: nn.Module, codes: Mapping[str, Codes], task: Task, path: Path, root: Path, fingerprint: str, runtime: str
+) -> Artifact:
+    """Write the model with its integers to `path` and check the file against torch.
+
+    Args:
+        model: shaped and recovered, in float.
+        codes: integers by module name, from `compress.quantize`.
+        task: gives example inputs.
+        path: the ONNX file to write.
+        root: run folder, to which `Artifact.path` is relative.
+        fingerprint: of the plan.
+        runtime: that checks the file.
+
+    Raises:
+        ExportError: the file's outputs leave the torch model's by more than `TOLERANCE` allows.
+    """
+    content = insert_codes(float_graph(model, task), codes).SerializeToString()
+    write_atomic(path, content)
+    precisions = {made.precision for made in codes.values()} | {"fp32"}
+    deviation = agreement(simulate(model, dict(codes)), path, task, runtime)
+    allowed = max(TOLERANCE[precision] for precision in precisions)
+    if not deviation <= allowed:
+        raise ExportError(
+            f"{path}: its outputs lie {deviation:.3g} (relative L2) from the torch model's, "
+            f"more than the {allowed:g} allowed for {', '.join(sorted(precisions))}"
+        )
+    return Artifact(
+        str(path.relative_to(root)),
+        "onnx",
+        len(content),
+        hashlib.sha256(content).hexdigest(),
+        fingerprint,
+        deviation,
+    )
+
+
+def agreement(twin: nn.Module, path: Path, task: Task, runtime: str) -> float:
+    """Relative L2 distance between the file's outputs and the twin's over 16 calibration samples; inf for NaN."""
+    inputs, _targets = task.calibration().batch(range(min(16, len(task.calibration()))))
+    with torch.inference_mode():
+        expected = logits_of(twin(**inputs)).numpy()
+    session = open_session(path, runtime, 1)
+    found = session.run(to_arrays(inputs))[0]
+    scale = float(np.linalg.norm(expected)) or 1.0
+    distance = float(np.linalg.norm(found - expected)) / scale if found.shape == expected.shape else np.inf
+    return distance if np.isfinite(distance) else float("inf")
+
+
+def to_arrays(inputs: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
+    """Tensors as NumPy arrays."""
+    return {name: value.numpy() for name, value in inputs.items()}

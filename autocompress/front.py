@@ -1,0 +1,177 @@
+"""The front of a set of trials: which are non-dominated, which one fits a request. Pure, no files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from autocompress.budgets import Budgets
+from autocompress.errors import NothingFitsError
+from autocompress.pareto import hypervolume, nondominated, reference_point, search_point
+from autocompress.records import Trial
+
+#: Points of a metric are hundredths of it.
+POINTS = 100
+
+
+@dataclass(frozen=True)
+class Front:
+    """Trials of one run and the direction of their quality.
+
+    Attributes:
+        trials: every evaluation.
+        maximize: whether more quality is better.
+    """
+
+    trials: tuple[Trial, ...]
+    maximize: bool
+
+    @property
+    def dense(self) -> Trial | None:
+        """The measured dense trial."""
+        return next((t for t in self.trials if t.origin == "dense" and t.measured), None)
+
+    @property
+    def measured(self) -> tuple[Trial, ...]:
+        """Trials with latency and quality, within the budgets or not."""
+        return tuple(t for t in self.trials if t.measured)
+
+    @property
+    def feasible(self) -> tuple[Trial, ...]:
+        """Measured trials within the budgets."""
+        return tuple(t for t in self.measured if t.state == "DONE")
+
+    @property
+    def points(self) -> tuple[Trial, ...]:
+        """Non-dominated feasible trials by validation quality and latency ratio to the fastest dense, fast to slow."""
+        return self._nondominated(self.feasible)
+
+    @property
+    def references(self) -> tuple[Trial, ...]:
+        """What every reader compares with: dense, and the best of the uniform int8 trials."""
+        uniform = [t for t in self.measured if t.origin == "uniform-int8"]
+        best = min(uniform, key=_ratio, default=None)
+        return tuple(t for t in (self.dense, best) if t is not None)
+
+    def all_nondominated(self) -> tuple[Trial, ...]:
+        """Non-dominated measured trials, budgets left aside, fast to slow."""
+        return self._nondominated(self.measured)
+
+    def _nondominated(self, trials: Sequence[Trial]) -> tuple[Trial, ...]:
+        values = np.array([[_ratio(t), _quality(t)] for t in trials]).reshape(-1, 2)
+        mask = nondominated(values, [False, self.maximize])
+        return tuple(sorted((t for t, keep in zip(trials, mask, strict=True) if keep), key=_ratio))
+
+    def hypervolume(self) -> float:
+        """Of the feasible trials, in the coordinates of `pareto.search_point`; 0.0 before dense is measured."""
+        if self.dense is None:
+            return 0.0
+        points = [search_point(_ratio(t), _quality(t)) for t in self.feasible]
+        reference = reference_point(_quality(self.dense), self.maximize)
+        return hypervolume(points, reference, [False, self.maximize])
+
+    def drop(self, trial: Trial) -> float | None:
+        """Validation quality lost against dense, in the metric's unit; positive is worse."""
+        if self.dense is None or trial.quality is None:
+            return None
+        lost = _quality(self.dense) - trial.quality
+        return lost if self.maximize else -lost
+
+    def choose(self, budgets: Budgets) -> Trial:
+        """The trial that answers a request, by validation.
+
+        With a latency or speed-up asked, the best quality that keeps it; with only a drop asked, the fastest.
+
+        Raises:
+            NothingFitsError: with the nearest miss and what it lacks.
+        """
+        candidates = self.all_nondominated()
+        if self.dense is None or not candidates:
+            raise NothingFitsError("the run holds no measured model yet")
+        quality_dense = _quality(self.dense)
+        fitting = [t for t in candidates if fits(t, budgets, quality_dense, self.maximize)]
+        if fitting:
+            by_speed = budgets.max_latency_s is None and budgets.min_speedup is None
+            return min(fitting, key=_ratio) if by_speed else max(fitting, key=self._goodness)
+        nearest = self.nearest_miss(budgets)
+        lacks = "; ".join(budgets.lacks(nearest, quality_dense, self.maximize))
+        raise NothingFitsError(f"no model fits; the nearest is {nearest.fingerprint} ({nearest.what}): {lacks}")
+
+    def _goodness(self, trial: Trial) -> tuple[float, float]:
+        quality = _quality(trial)
+        return (quality if self.maximize else -quality, -_ratio(trial))
+
+    def nearest_miss(self, budgets: Budgets) -> Trial:
+        """The measured trial with the least sum of budget violations, each relative to its budget."""
+        assert self.dense is not None
+        quality_dense = _quality(self.dense)
+
+        def distance(trial: Trial) -> float:
+            over = budgets.violations(trial, quality_dense, self.maximize)
+            scale = {"drop": max(budgets.max_drop.amount, 1e-3) if budgets.max_drop else 1.0}
+            return sum(max(0.0, value) / scale.get(name, 1.0) for name, value in over.items())
+
+        return min(self.measured, key=distance)
+
+
+def fits(trial: Trial, budgets: Budgets, quality_dense: float, maximize: bool) -> bool:
+    """Whether a measured trial keeps every budget."""
+    return all(value <= 0 for value in budgets.violations(trial, quality_dense, maximize).values())
+
+
+def _ratio(trial: Trial) -> float:
+    assert trial.latency is not None
+    return trial.latency.ratio_best_dense
+
+
+def _quality(trial: Trial) -> float:
+    assert trial.quality is not None
+    return trial.quality
+
+
+def front_entry(trial: Trial, front: Front, on_front: bool) -> dict[str, Any]:
+    """One row of ``autocompress front --json``."""
+    dense, latency = front.dense, trial.latency
+    assert latency is not None
+    assert trial.artifact is not None
+    dense_test = dense.quality_test if dense else None
+    drop_test = None
+    if dense_test is not None and trial.quality_test is not None:
+        drop_test = POINTS * (dense_test - trial.quality_test) * (1 if front.maximize else -1)
+    drop = front.drop(trial)
+    return {
+        "fingerprint": trial.fingerprint,
+        "on_front": on_front,
+        "origin": trial.origin,
+        "what": trial.what,
+        "latency_s": latency.latency_s,
+        "latency_source": latency.source,
+        "latency_ratio": latency.ratio,
+        "latency_ratio_low": latency.ratio_low,
+        "latency_ratio_high": latency.ratio_high,
+        "latency_ratio_best_dense": latency.ratio_best_dense,
+        "latency_ratio_best_dense_low": latency.ratio_best_dense_low,
+        "latency_ratio_best_dense_high": latency.ratio_best_dense_high,
+        "quality_validation": trial.quality,
+        "quality_test": trial.quality_test,
+        "quality_dense_test": dense_test,
+        "drop_points_validation": POINTS * drop if drop is not None else None,
+        "drop_points_test": drop_test,
+        "size_bytes": trial.artifact.size_bytes,
+        "size_bytes_dense": dense.artifact.size_bytes if dense and dense.artifact else None,
+        "artifact": trial.artifact.path,
+        "artifact_dense": dense.artifact.path if dense and dense.artifact else None,
+        "plan": trial.plan.to_json(),
+    }
+
+
+def front_entries(front: Front) -> list[dict[str, Any]]:
+    """The front fast to slow, and the reference points that are not on it."""
+    points = front.points
+    on_front = {t.fingerprint for t in points}
+    rest = [t for t in front.references if t.fingerprint not in on_front]
+    both = sorted([*points, *rest], key=_ratio)
+    return [front_entry(t, front, t.fingerprint in on_front) for t in both]

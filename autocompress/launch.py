@@ -1,0 +1,333 @@
+"""The verb `search`: make a run folder or resume one, and search in it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import io
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+import yaml
+
+from autocompress.budgets import Budgets, parse_seconds
+from autocompress.compress.bank import Bank
+from autocompress.distill import TeacherCache
+from autocompress.errors import ConfigError, RunMismatchError, StorageError
+from autocompress.export.export import to_arrays
+from autocompress.front import Front, front_entries
+from autocompress.hardware import HardwareProfile, cores, load_profile
+from autocompress.layers import LayerTable
+from autocompress.measure.latency import Bench
+from autocompress.pipeline import Workshop, build
+from autocompress.plan import Plan
+from autocompress.records import read_trials, storage_errors, write_atomic, write_json
+from autocompress.run import Run, make_budgets
+from autocompress.search.controller import Sampler
+from autocompress.search.loop import Loop
+from autocompress.search.probe import Probe, check_reachable, run_probe
+from autocompress.search.status import Silent, Watcher
+from autocompress.space import SearchSpace, SpaceRules, build_space, default_space, load_space
+from autocompress.survey import survey
+from autocompress.tasks.task import Task
+
+VERSIONS = ("autocompress", "torch", "onnx", "onnxruntime", "openvino", "optuna", "transformers", "numpy", "scipy")
+
+#: Free disk under which a search is not begun.
+MIN_FREE_BYTES = 200_000_000
+
+
+def search(
+    task: Task,
+    *,
+    out: str | Path,
+    space: str | Path | None = None,
+    hardware: str | Path = "cpu",
+    budget: str | float = "30m",
+    max_latency: str | float | None = None,
+    min_speedup: str | float | None = None,
+    max_drop: str | None = None,
+    sampler: Sampler = "auto",
+    seed: int = 0,
+    max_trials: int | None = None,
+    watcher: Watcher | None = None,
+    source: Mapping[str, Any] | None = None,
+) -> Run:
+    """Search for compressed models and return the run; the same call resumes it.
+
+    Args:
+        task: model, data and metric.
+        out: the run folder; made, or resumed when it holds the same experiment.
+        space: a shipped search space or a .yaml path; by default the one that fits the model.
+        hardware: a shipped profile or a .yaml path.
+        budget: wall-clock, such as "30m", or seconds; a larger one continues a finished run.
+        max_latency: such as "5ms": candidates over it are kept apart as infeasible.
+        min_speedup: such as "2x", against the fastest dense fp32 setting.
+        max_drop: such as "1pt" (absolute) or "1%" (relative).
+        sampler: "auto" (multivariate TPE), "tpe", "nsga2" or "random".
+        seed: of the sampler and of the recoveries.
+        max_trials: candidates to evaluate at most.
+        watcher: is told what happens.
+        source: how the task was made, for `experiment.yaml`.
+
+    Raises:
+        ConfigError, SpaceError, ProfileError, ModelError: before any work, naming the setting.
+        BudgetError: after the probe, when no candidate can meet the budgets.
+        RunMismatchError: `out` holds another experiment; says what differs.
+    """
+    watcher = watcher or Silent()
+    seconds = budget if isinstance(budget, int | float) else parse_seconds(budget, "--budget")
+    budgets = make_budgets(max_latency, min_speedup, max_drop)
+    profile = load_profile(hardware)
+    workload = task.workload_inputs(profile.workload.batch, profile.workload.sequence_length)
+    table = survey(task.model, workload)
+    rules = load_space(space or default_space(table))
+    full_space = build_space(rules, table, profile)
+    root = Path(out)
+    asked = {
+        **(source or {"task": task.name}),
+        "space": str(space or rules.name),
+        "hardware": str(hardware),
+        "max_latency": max_latency,
+        "min_speedup": min_speedup,
+        "max_drop": max_drop,
+        "sampler": sampler,
+        "seed": seed,
+    }
+    resolved = _resolved(task, rules, profile, table, budgets)
+    with _claimed(root):
+        _settle_folder(root, asked, resolved, task, table)
+        write_atomic(root / "inputs.npz", _npz(to_arrays(workload)))
+        run = Run(root)
+        state = run.state
+        if state.get("finished") and _enough(state, seconds, max_trials):
+            watcher.say(f"nothing left to do: {run.status()}")
+            return run
+        torch.set_num_threads(cores())
+        with Bench(
+            profile, root / "inputs.npz", root / "artifacts" / f"{Plan().fingerprint}-r0" / "model.onnx"
+        ) as bench:
+            shop = Workshop(
+                root,
+                task,
+                table,
+                profile,
+                Bank(root / "bank", task.model, table, task.calibration(), task.identity),
+                TeacherCache(root / "teacher" / f"logits-{task.identity}.npy", task),
+                bench,
+            )
+            _search(shop, full_space, budgets, asked, seconds, max_trials, state, watcher)
+    run = Run(root)
+    run.report()
+    return run
+
+
+def _search(
+    shop: Workshop,
+    full_space: SearchSpace,
+    budgets: Budgets,
+    asked: Mapping[str, Any],
+    seconds: float,
+    max_trials: int | None,
+    state: Mapping[str, Any],
+    watcher: Watcher,
+) -> None:
+    root = shop.root
+    overhead = {"search_s": state.get("search_s", 0.0), "controller_s": state.get("controller_s", 0.0)}
+    trials = read_trials(root / "trials.jsonl")
+    loop: Loop
+
+    def save(front: Front) -> None:
+        write_json(root / "front.json", front_entries(front))
+        write_json(root / "state.json", {"spent_s": loop.elapsed_s, **overhead})
+
+    loop = Loop(
+        shop=shop,
+        space=full_space,
+        budgets=budgets,
+        trials=trials,
+        budget_s=seconds,
+        spent_s=float(state.get("spent_s", 0.0)),
+        watcher=watcher,
+        saved=save,
+        sampler=asked["sampler"],
+        seed=asked["seed"],
+        max_trials=max_trials,
+    )
+    loop.announce("probe")
+    loop.probe = _probe(shop, full_space, watcher)
+    check_reachable(loop.probe, budgets)
+    loop.space = build_space(full_space.rules, shop.table, shop.profile, loop.probe.dropped)
+    reason = loop.run()
+    overhead["search_s"] += loop.search_s
+    overhead["controller_s"] += loop.search_s - loop.worked_s
+    save(loop.front)
+    write_json(
+        root / "state.json",
+        {"spent_s": loop.elapsed_s, **overhead, "finished": reason, "budget_s": seconds, "max_trials": max_trials},
+    )
+
+
+def _probe(shop: Workshop, space: SearchSpace, watcher: Watcher) -> Probe:
+    """The probe of this run, from its file or measured now; the dense artefact is made first."""
+    if not shop.bench.dense.path.is_file():
+        build(Plan(), shop)
+    path = shop.root / "probe.json"
+    if path.is_file():
+        probe = Probe.from_json(json.loads(path.read_text()))
+        shop.bench.best_dense = probe.best_dense
+        return probe
+    return run_probe(shop, space, path, watcher.say)
+
+
+def _enough(state: Mapping[str, Any], seconds: float, max_trials: int | None) -> bool:
+    """Whether a finished run has nothing more to do for this budget."""
+    before = state.get("max_trials")
+    more_trials = before is not None and (max_trials is None or max_trials > before)
+    return seconds <= state["budget_s"] and not more_trials
+
+
+def _resolved(
+    task: Task, rules: SpaceRules, profile: HardwareProfile, table: LayerTable, budgets: Budgets
+) -> dict[str, Any]:
+    return {
+        "task": task.name,
+        "identity": task.identity,
+        "metric": task.metric.name,
+        "maximize": task.metric.maximize,
+        "samples": {"train": len(task.train), "validation": len(task.validation), "test": len(task.test)},
+        "notes": list(task.notes),
+        "inputs": list(task.input_names),
+        "classes": list(task.classes),
+        "snippet": task.snippet,
+        "params": table.total_params,
+        "layers": len(table.layers),
+        "hardware": profile.model_dump(mode="json"),
+        "space": rules.model_dump(mode="json"),
+        "budgets": list(budgets.sentences()),
+    }
+
+
+@contextlib.contextmanager
+def _claimed(root: Path) -> Iterator[None]:
+    """Hold the run folder, so that two searches never write into one; a killed process lets go by itself."""
+    with storage_errors(root):
+        root.mkdir(parents=True, exist_ok=True)
+        handle = (root / ".lock").open("w")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise ConfigError(f"--out {root}: another process searches in this run folder right now") from None
+    with handle:
+        yield
+
+
+def _settle_folder(
+    root: Path, asked: Mapping[str, Any], resolved: Mapping[str, Any], task: Task, table: LayerTable
+) -> None:
+    """Write down a new experiment, or make sure that the folder holds this one."""
+    path = root / "experiment.yaml"
+    if path.is_file():
+        _refuse_another(Run(root), asked, resolved)
+        return
+    strangers = sorted(item.name for item in root.iterdir() if item.name != ".lock")
+    if strangers:
+        raise ConfigError(f"--out {root}: holds {', '.join(strangers[:3])} but no run; choose an empty folder")
+    free = shutil.disk_usage(root).free
+    if free < MIN_FREE_BYTES:
+        raise StorageError(f"--out {root}: {free / 1e6:.0f} MB left on the disk, {MIN_FREE_BYTES / 1e6:.0f} needed")
+    write_json(root / "layers.json", table.to_json())
+    write_json(root / "environment.json", environment())
+    if task.save_processor is not None:
+        with storage_errors(root):
+            (root / "processor").mkdir(exist_ok=True)
+            task.save_processor(root / "processor")
+            config = getattr(task.model, "config", None)
+            if hasattr(config, "save_pretrained"):
+                config.save_pretrained(root / "processor")
+    text = yaml.safe_dump({**asked, "resolved": dict(resolved)}, sort_keys=False, allow_unicode=True)
+    write_atomic(path, text)
+
+
+def _refuse_another(run: Run, asked: Mapping[str, Any], resolved: Mapping[str, Any]) -> None:
+    before = run.experiment
+    differences = [
+        f"{key}: {before.get(key)!r} there, {value!r} now"
+        for key, value in asked.items()
+        if key in ("max_latency", "min_speedup", "max_drop", "sampler", "seed") and before.get(key) != value
+    ]
+    for key, meaning in (
+        ("task", "task"),
+        ("identity", "model or data (fingerprint)"),
+        ("hardware", "hardware profile"),
+        ("space", "search space"),
+    ):
+        if before["resolved"][key] != resolved[key]:
+            names = before.get(key), asked.get(key)
+            shown = names if names[0] != names[1] else _first_difference(before["resolved"][key], resolved[key])
+            differences.append(f"{meaning}: {shown[0]!r} there, {shown[1]!r} now")
+    if differences:
+        raise RunMismatchError(
+            f"--out {run.folder}: holds another experiment; choose another folder. What differs:\n  "
+            + "\n  ".join(differences)
+        )
+
+
+def _first_difference(before: Any, now: Any) -> tuple[Any, Any]:
+    """The innermost first place where two settings differ."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in {**before, **now}:
+            if before.get(key) != now.get(key):
+                return _first_difference(before.get(key), now.get(key))
+    return before, now
+
+
+def environment() -> dict[str, Any]:
+    """What a figure depends on beside the run: machine, versions, revision."""
+    versions = {}
+    for name in VERSIONS:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return {
+        "machine": {
+            "cpu": _cpu_name(),
+            "physical_cores": cores(),
+            "memory_bytes": psutil.virtual_memory().total,
+            "system": platform.platform(),
+        },
+        "python": sys.version.split()[0],
+        "versions": versions,
+        "revision": _revision(),
+    }
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _revision() -> str:
+    """Git revision of the checkout that runs, or "" for an installed package."""
+    command = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "--short", "HEAD"]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return ""
+
+
+def _npz(arrays: Mapping[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()

@@ -1,0 +1,1 @@
+"""Measuring: what is timed, how, and in which process."""

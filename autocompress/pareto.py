@@ -1,0 +1,53 @@
+"""Domination and hypervolume of plain number pairs, through moocore. Knows no trial and no model.
+
+Points are ``(n, m)`` with one column per objective; `maximize` says for each column which way is better.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import moocore
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+def nondominated(points: ArrayLike, maximize: Sequence[bool]) -> NDArray[np.bool_]:
+    """Mask ``(n,)`` of the points that no other point dominates.
+
+    Of equal points the first stays. A point with a NaN never stays.
+    """
+    values = np.asarray(points, dtype=float).reshape(-1, len(maximize))
+    mask = np.zeros(len(values), dtype=bool)
+    finite = np.isfinite(values).all(axis=1)
+    if finite.any():
+        mask[finite] = moocore.is_nondominated(values[finite], maximise=list(maximize), keep_weakly=False)
+    return mask
+
+
+def hypervolume(points: ArrayLike, reference: Sequence[float], maximize: Sequence[bool]) -> float:
+    """Volume that the points dominate up to `reference`; 0.0 for none, NaN points are left out."""
+    values = np.asarray(points, dtype=float).reshape(-1, len(maximize))
+    values = values[np.isfinite(values).all(axis=1)]
+    if not len(values):
+        return 0.0
+    return float(moocore.hypervolume(values, ref=list(reference), maximise=list(maximize)))
+
+
+def search_point(latency_ratio: float, quality: float) -> tuple[float, float]:
+    """Coordinates in which progress is told: ``(ln latency ratio, quality)``."""
+    return math.log(latency_ratio) if latency_ratio > 0 else math.nan, quality
+
+
+def reference_point(quality_dense: float, maximize: bool) -> tuple[float, float]:
+    """Fixed worst corner of the progress hypervolume, in the coordinates of `search_point`.
+
+    1.05 × the dense latency; for a quality in [0, 1] that is maximized (accuracy), the dense error
+    plus itself or plus 0.10, whichever is more; otherwise 20 % worse than dense.
+    """
+    if maximize and 0.0 <= quality_dense <= 1.0:
+        quality = quality_dense - max(1.0 - quality_dense, 0.10)
+    else:
+        quality = quality_dense - 0.2 * abs(quality_dense) if maximize else quality_dense + 0.2 * abs(quality_dense)
+    return math.log(1.05), quality

@@ -1,0 +1,254 @@
+"""What a run writes down: artefacts, latencies, trials; and how it is written so that nothing is lost.
+
+Plain data and plain files. Knows no torch, no runtime.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from autocompress.errors import AutocompressError, RunMismatchError, StorageError
+from autocompress.plan import Plan, plan_from_json
+
+State = Literal["DONE", "INFEASIBLE", "FAILED", "STOPPED"]
+Origin = Literal["dense", "uniform-int8", "uniform", "seed", "sampled"]
+Source = Literal["measured", "signature", "recorded", "predicted"]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An exported file.
+
+    Attributes:
+        path: relative to the run folder.
+        format: "onnx".
+        size_bytes: of the file.
+        sha256: of the file.
+        plan_fingerprint: of the plan that it holds.
+        deviation: relative L2 distance of its outputs from the torch model's on calibration samples.
+    """
+
+    path: str
+    format: str
+    size_bytes: int
+    sha256: str
+    plan_fingerprint: str
+    deviation: float
+
+
+@dataclass(frozen=True)
+class Latency:
+    """One measured latency, with its doubt. Ratios are candidate / reference: lower is faster.
+
+    Attributes:
+        latency_s: median seconds per workload query.
+        iqr_s: interquartile range of the same.
+        p90_s: 90th percentile of the same.
+        ratio, ratio_low, ratio_high: to dense fp32 in the same runtime and threads, timed in turn,
+            with the 95 % bootstrap interval over blocks.
+        ratio_best_dense, ratio_best_dense_low, ratio_best_dense_high: the same to the fastest dense fp32
+            setting that the probe found; claims use this one.
+        source: "measured" means on this device from this candidate's own file.
+        tier: "search" (in turn with the references) or "report" (fresh processes, more queries).
+        runtime, threads: where it ran.
+        blocks, rejected_blocks, queries: how much was timed.
+        block_ratios: candidate / dense of each kept block.
+        warnings: what a reader should know before trusting the figure.
+    """
+
+    latency_s: float
+    iqr_s: float
+    p90_s: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    ratio_best_dense: float
+    ratio_best_dense_low: float
+    ratio_best_dense_high: float
+    source: Source
+    tier: Literal["search", "report"]
+    runtime: str
+    threads: int
+    blocks: int
+    rejected_blocks: int
+    queries: int
+    block_ratios: tuple[float, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One evaluation of one plan; the unit of `trials.jsonl`.
+
+    Attributes:
+        number: order in which evaluations ended, from 0.
+        proposal: number of the controller's proposal that it answers.
+        plan: what was evaluated; with `rung` and the plan's seed it is the evaluation key.
+        rung: grade of the evaluation; 0 today.
+        origin: who proposed it.
+        state: "DONE" (measured and within the budgets), "INFEASIBLE" (measured, over a budget),
+            "FAILED" (`error` says why), "STOPPED" (interrupted).
+        quality: the task's metric on the artefact, validation split.
+        quality_stderr: its standard error, where the metric is a mean over samples.
+        quality_test: the same on the test split; only set for the front, never used to choose.
+        latency, artifact: None unless measured.
+        seconds: stage name to wall-clock seconds.
+        finished_s: seconds since the run's search began, pauses between resumes left out.
+        error: reason of a failure.
+        what: the plan in a few words.
+    """
+
+    number: int
+    plan: Plan
+    state: State
+    origin: Origin
+    proposal: int = -1
+    rung: int = 0
+    quality: float | None = None
+    quality_stderr: float | None = None
+    quality_test: float | None = None
+    latency: Latency | None = None
+    artifact: Artifact | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    finished_s: float = 0.0
+    error: str = ""
+    what: str = ""
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the plan."""
+        return self.plan.fingerprint
+
+    @property
+    def measured(self) -> bool:
+        """Whether latency and quality are both known."""
+        return self.latency is not None and self.quality is not None
+
+    def replace(self, **changes: Any) -> Trial:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data that `trial_from_json` reads back."""
+        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        data["plan"] = self.plan.to_json()
+        data["fingerprint"] = self.fingerprint
+        data["latency"] = asdict(self.latency) if self.latency else None
+        data["artifact"] = asdict(self.artifact) if self.artifact else None
+        data["seconds"] = dict(self.seconds)
+        return data
+
+
+def trial_from_json(data: Mapping[str, Any]) -> Trial:
+    """Inverse of `Trial.to_json`; raises `RunMismatchError` when the plan does not match its fingerprint."""
+    fields = {k: v for k, v in data.items() if k != "fingerprint"}
+    fields["plan"] = plan_from_json(data["plan"])
+    if data.get("fingerprint") not in (None, fields["plan"].fingerprint):
+        raise RunMismatchError(
+            f"trial {data.get('number')}: its plan's fingerprint is {fields['plan'].fingerprint}, but the line says "
+            f"{data['fingerprint']}; the file was edited or written by another version"
+        )
+    if data.get("latency"):
+        latency = dict(data["latency"])
+        latency["block_ratios"] = tuple(latency["block_ratios"])
+        latency["warnings"] = tuple(latency["warnings"])
+        fields["latency"] = Latency(**latency)
+    if data.get("artifact"):
+        fields["artifact"] = Artifact(**data["artifact"])
+    return Trial(**fields)
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn a refused write into a `StorageError` that names the path and the remedy."""
+    try:
+        yield
+    except OSError as fault:
+        if fault.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageError(
+                f"{path}: no space left on the disk; free some and run the same command again: what is done is kept"
+            ) from fault
+        if fault.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
+            raise StorageError(f"{path}: cannot be written ({fault.strerror}); choose another --out") from fault
+        raise
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write aside, fsync, rename: a reader sees the old file or the new one, never a part."""
+    data = content.encode() if isinstance(content, str) else content
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(aside, 0o644)
+            os.replace(aside, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(aside)
+            raise
+
+
+def write_json(path: Path, data: object) -> None:
+    """`write_atomic` of indented JSON."""
+    write_atomic(path, json.dumps(data, indent=1) + "\n")
+
+
+def append_line(path: Path, data: Mapping[str, Any]) -> None:
+    """Add one JSON line, flushed to the disk before returning; a torn last line is cut off first."""
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cut_torn_line(path)
+        with path.open("ab") as file:
+            file.write(json.dumps(data, separators=(",", ":")).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def cut_torn_line(path: Path) -> None:
+    """Truncate a file of lines to its last newline: what a kill in mid-write left is no line."""
+    if not path.is_file() or not path.stat().st_size:
+        return
+    with path.open("rb+") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) == b"\n":
+            return
+        file.seek(0)
+        whole = file.read()
+        file.truncate(whole.rfind(b"\n") + 1)
+
+
+def read_lines(path: Path) -> Iterable[dict[str, Any]]:
+    """The JSON objects of a file of lines; a torn last line is left out, a broken one inside is an error."""
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8", errors="replace")
+    lines = text.split("\n")
+    result = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            result.append(json.loads(line))
+        except json.JSONDecodeError as fault:
+            raise AutocompressError(f"{path}: line {number} is not JSON ({fault.msg}); remove it to go on") from None
+    return result
+
+
+def read_trials(path: Path) -> list[Trial]:
+    """All trials of a `trials.jsonl`; a later line about the same number (test figures added) wins."""
+    by_number: dict[int, Trial] = {}
+    for data in read_lines(path):
+        trial = trial_from_json(data)
+        by_number[trial.number] = trial
+    return [by_number[number] for number in sorted(by_number)]

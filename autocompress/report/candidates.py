@@ -1,0 +1,190 @@
+"""What the page says of each candidate: the side panel's data and the table's rows. Knows no figure layout."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from autocompress.plan import Distill
+from autocompress.records import Latency, Trial
+from autocompress.report import words
+from autocompress.report.view import RunView
+
+#: The command that copies one model out of a run; `folder` is quoted for a shell.
+PICK = "autocompress pick {folder} --fingerprint {fingerprint}"
+
+STATES: Mapping[str, str] = {
+    "DONE": "in budget",
+    "INFEASIBLE": "over budget",
+    "FAILED": "failed",
+    "STOPPED": "stopped",
+}
+ORIGINS: Mapping[str, str] = {
+    "dense": "dense",
+    "uniform-int8": "uniform int8",
+    "uniform": "uniform levels",
+    "seed": "seed",
+    "sampled": "sampled",
+}
+
+
+def panel_data(view: RunView, index: int, on_front: bool, tied: tuple[int, ...]) -> dict[str, Any]:
+    """Plain JSON data of one trial for the side panel; every number is already words."""
+    trial = view.trials[index]
+    return {
+        "kicker": f"Candidate {trial.number}",
+        "title": words.what(view, trial),
+        "badges": _badges(trial, on_front, bool(tied)),
+        "rows": [[key, text] for key, text in _rows(view, trial, tied) if text != words.MISSING],
+        "warnings": list(trial.latency.warnings) if trial.latency else [],
+        "error": trial.error,
+        "command": _command(view, trial),
+        "plan": trial.plan.to_json(),
+    }
+
+
+def _badges(trial: Trial, on_front: bool, tied: bool) -> list[tuple[str, str]]:
+    badges = [("front", "Pareto front")] if on_front else []
+    badges.append((trial.state.lower(), STATES[trial.state]))
+    badges.append(("origin", ORIGINS.get(trial.origin, trial.origin)))
+    return [*badges, ("tied", "tied in quality")] if tied else badges
+
+
+def _command(view: RunView, trial: Trial) -> str:
+    if trial.artifact is None:
+        return ""
+    return PICK.format(folder=shlex.quote(view.folder or view.name), fingerprint=trial.fingerprint)
+
+
+def _rows(view: RunView, trial: Trial, tied: tuple[int, ...]) -> list[tuple[str, str]]:
+    rows = _latency_rows(trial.latency) if trial.latency else []
+    rows += [
+        ("Validation", words.quality(view, trial.quality, trial.quality_stderr)),
+        ("– change", words.change(view, trial.quality, view.quality_dense)),
+        ("Test", words.quality(view, trial.quality_test)),
+        ("– change", words.change(view, trial.quality_test, view.quality_dense_test)),
+        ("Tied with", ", ".join(str(view.trials[i].number) for i in tied) or words.MISSING),
+    ]
+    if trial.artifact:
+        rows += [
+            ("Size", words.size(trial.artifact.size_bytes)),
+            ("Deviation", words.deviation(trial.artifact.deviation)),
+            ("File", trial.artifact.path),
+        ]
+    if trial.plan.distill:
+        rows.append(("Recovery", _distill_words(trial.plan.distill)))
+    total = sum(trial.seconds.values())
+    return [*rows, ("Time spent", words.duration(total or None)), ("Fingerprint", trial.fingerprint)]
+
+
+def _latency_rows(latency: Latency) -> list[tuple[str, str]]:
+    own = words.interval(latency.ratio_low, latency.ratio_high)
+    best = words.interval(latency.ratio_best_dense_low, latency.ratio_best_dense_high)
+    return [
+        ("Latency p50", words.milliseconds(latency.latency_s)),
+        ("Latency p90", words.milliseconds(latency.p90_s)),
+        ("Speed-up", words.speed_up_text(latency)),
+        ("Ratio, fastest dense", f"{words.number(latency.ratio_best_dense)} ({best})"),
+        ("Ratio, same runtime", f"{words.number(latency.ratio)} ({own})"),
+        ("Timed", f"{latency.source}, {latency.tier} tier, {latency.queries:,} queries"),
+        ("Runtime", f"{latency.runtime}, {latency.threads} thread{'s' if latency.threads != 1 else ''}"),
+    ]
+
+
+def _distill_words(distill: Distill) -> str:
+    return (
+        f"λ {distill.soft_weight:.2f}, T {distill.temperature:.1f}, "
+        f"learning rate {distill.learning_rate:.1e}, {distill.steps:,} steps"
+    )
+
+
+#: Column title and whether it holds numbers; `_cells` gives them in this order.
+COLUMNS: tuple[tuple[str, bool], ...] = (
+    ("#", True),
+    ("State", False),
+    ("Origin", False),
+    ("What was done", False),
+    ("Speed-up", True),
+    ("Ratio", True),
+    ("Latency", True),
+    ("Validation", True),
+    ("Change", True),
+    ("Test", True),
+    ("Size", True),
+    ("Fingerprint", False),
+)
+
+
+def candidates_table(view: RunView, front: frozenset[int]) -> str:
+    """HTML table of all trials; front rows are marked, cells carry sortable values as ``data-v``."""
+    heads = "".join(
+        f'<th scope="col"{" class=num" if num else ""}><button type="button">{title}</button></th>'
+        for title, num in COLUMNS
+    )
+    order = sorted(range(len(view.trials)), key=lambda i: (i not in front, _ratio(view.trials[i]), i))
+    rows = "".join(_row(view, i, i in front) for i in order)
+    return f'<table id="candidates"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
+
+
+def _ratio(trial: Trial) -> float:
+    return trial.latency.ratio_best_dense if trial.latency else math.inf
+
+
+def _row(view: RunView, index: int, on_front: bool) -> str:
+    cells = "".join(
+        f'<td data-v="{escape(_sortable(value))}"{_class(title, num)}>{html}</td>'
+        for (title, num), (value, html) in zip(COLUMNS, _cells(view, view.trials[index], on_front), strict=True)
+    )
+    return f'<tr data-index="{index}" tabindex="0"{" class=on-front" if on_front else ""}>{cells}</tr>'
+
+
+def _class(title: str, num: bool) -> str:
+    return ' class="num"' if num else ' class="what"' if title == "What was done" else ""
+
+
+def _sortable(value: float | str | None) -> str:
+    if isinstance(value, str):
+        return value
+    return repr(float(value)) if value is not None and math.isfinite(value) else ""
+
+
+def _cells(view: RunView, trial: Trial, on_front: bool) -> list[tuple[float | str | None, str]]:
+    latency, artifact = trial.latency, trial.artifact
+    change = trial.quality - view.quality_dense if trial.quality is not None else None
+    state = '<span class="badge front">front</span>' if on_front else _state_badge(trial)
+    return [
+        (trial.number, str(trial.number)),
+        (("0" if on_front else "1") + trial.state, state),
+        (trial.origin, escape(ORIGINS.get(trial.origin, trial.origin))),
+        (words.what(view, trial), _what(view, trial)),
+        *_latency_cells(latency),
+        (trial.quality, escape(words.quality(view, trial.quality))),
+        (change, escape(words.change(view, trial.quality, view.quality_dense, unit=False))),
+        (trial.quality_test, escape(words.quality(view, trial.quality_test))),
+        (artifact.size_bytes if artifact else None, words.size(artifact.size_bytes if artifact else None)),
+        (trial.fingerprint, f"<code>{trial.fingerprint}</code>"),
+    ]
+
+
+def _latency_cells(latency: Latency | None) -> list[tuple[float | str | None, str]]:
+    if latency is None:
+        return [(None, words.MISSING)] * 3
+    speed = words.speed_up(latency.ratio_best_dense)
+    best = words.interval(latency.ratio_best_dense_low, latency.ratio_best_dense_high)
+    return [
+        (speed, words.times(speed)),
+        (latency.ratio_best_dense, f'{words.number(latency.ratio_best_dense)} <span class="sub">{best}</span>'),
+        (latency.latency_s, words.milliseconds(latency.latency_s)),
+    ]
+
+
+def _state_badge(trial: Trial) -> str:
+    return f'<span class="badge {trial.state.lower()}">{STATES[trial.state]}</span>'
+
+
+def _what(view: RunView, trial: Trial) -> str:
+    reason = f'<span class="reason">{escape(trial.error)}</span>' if trial.error else ""
+    return escape(words.what(view, trial)) + reason

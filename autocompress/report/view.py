@@ -1,0 +1,60 @@
+"""What a report needs to know of a run, as plain data. Knows no file and no page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from autocompress.layers import LayerTable
+from autocompress.records import Trial
+
+
+@dataclass(frozen=True)
+class RunView:
+    """One run, ready to be shown.
+
+    Attributes:
+        name: of the run.
+        trials: every evaluation, in any order.
+        front: fingerprints of the front's plans, fast to slow.
+        table: what of the model can be compressed.
+        experiment: resolved settings, flat or nested.
+        environment: machine and versions, nested.
+        probe: ``dense`` (list of ``{runtime, threads, latency_s}``), ``best_dense`` (one of them),
+            ``precisions`` (list of ``{precision, ratio, low, high, kept, why}``) and
+            ``reachable`` (``{smallest_latency_s, dense_latency_s}``); every key may be missing.
+        metric: its name; `maximize` tells its direction.
+        maximize: whether more is better.
+        quality_dense: of the dense model, validation split.
+        quality_dense_test: the same on the test split, where known.
+        budgets: sentences such as "at least 2x faster than the fastest dense fp32".
+        status: one sentence such as "finished: 31 candidates in 182 s".
+        folder: of the run, for the ``autocompress pick`` command line; `name` where empty.
+        nearest_miss: fingerprint and what it lacks, when nothing is feasible; guessed where None.
+    """
+
+    name: str
+    trials: tuple[Trial, ...]
+    front: tuple[str, ...]
+    table: LayerTable
+    experiment: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    probe: Mapping[str, Any]
+    metric: str
+    maximize: bool
+    quality_dense: float
+    quality_dense_test: float | None
+    budgets: tuple[str, ...]
+    status: str
+    folder: str = ""
+    nearest_miss: tuple[str, str] | None = None
+
+    @cached_property
+    def percent(self) -> bool:
+        """Whether the metric is a share: maximized, and every known value in [0, 1]."""
+        values = [self.quality_dense, self.quality_dense_test]
+        values += [q for t in self.trials for q in (t.quality, t.quality_test)]
+        return self.maximize and all(0.0 <= v <= 1.0 for v in values if v is not None and math.isfinite(v))

@@ -1,0 +1,175 @@
+"""One run folder, as it is read: its front, what to pick from it, its report. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from autocompress.budgets import Budgets, Drop, parse_drop, parse_seconds, parse_speedup
+from autocompress.errors import ConfigError, near
+from autocompress.front import Front, front_entries
+from autocompress.layers import LayerTable
+from autocompress.pick import Picked, write_pick
+from autocompress.records import Trial, read_trials, write_atomic
+
+if TYPE_CHECKING:
+    from autocompress.report.view import RunView
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder."""
+
+    folder: Path
+
+    @staticmethod
+    def open(folder: str | Path) -> Run:
+        """An existing run; raises `ConfigError` when there is none."""
+        path = Path(folder)
+        if not (path / "experiment.yaml").is_file():
+            raise ConfigError(f"{path}: no run there (it holds no experiment.yaml); autocompress search makes one")
+        return Run(path)
+
+    @cached_property
+    def experiment(self) -> dict[str, Any]:
+        """Everything resolved, as `experiment.yaml` holds it."""
+        data: dict[str, Any] = yaml.safe_load((self.folder / "experiment.yaml").read_text())
+        return data
+
+    @property
+    def trials(self) -> list[Trial]:
+        """All evaluations, in the order in which they ended."""
+        return read_trials(self.folder / "trials.jsonl")
+
+    @property
+    def front(self) -> Front:
+        """The front of what was evaluated so far."""
+        return Front(tuple(self.trials), bool(self.experiment["resolved"]["maximize"]))
+
+    @property
+    def table(self) -> LayerTable:
+        """Layers and groups of the model."""
+        return LayerTable.from_json(self._json("layers.json"))
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """``spent_s`` and, at the end, ``finished`` (why the search stopped)."""
+        return self._json("state.json")
+
+    def _json(self, name: str) -> dict[str, Any]:
+        path = self.folder / name
+        if not path.is_file():
+            return {}
+        data: dict[str, Any] = json.loads(path.read_text())
+        return data
+
+    def entries(self) -> list[dict[str, Any]]:
+        """The rows of ``autocompress front --json``."""
+        return front_entries(self.front)
+
+    def pick(
+        self,
+        out: str | Path,
+        max_latency: str | float | None = None,
+        min_speedup: str | float | None = None,
+        max_drop: str | None = None,
+        fingerprint: str | None = None,
+    ) -> Picked:
+        """Write the model that fits into a folder of its own; chosen on validation.
+
+        Args:
+            out: the folder to write.
+            max_latency: such as "5ms", or seconds.
+            min_speedup: such as "2x", against the fastest dense fp32.
+            max_drop: such as "1pt" or "1%".
+            fingerprint: of one candidate, instead of budgets.
+
+        Raises:
+            NothingFitsError: with the nearest miss and what it lacks.
+        """
+        budgets = make_budgets(max_latency, min_speedup, max_drop)
+        if not budgets and not fingerprint:
+            raise ConfigError("say what to pick: --max-latency, --min-speedup, --max-drop or --fingerprint")
+        trial = self._by_fingerprint(fingerprint) if fingerprint else self.front.choose(budgets)
+        return write_pick(trial, self.front, self.folder, Path(out), self.experiment, list(budgets.sentences()))
+
+    def _by_fingerprint(self, fingerprint: str) -> Trial:
+        measured = {t.fingerprint: t for t in self.front.measured}
+        found = [t for name, t in measured.items() if name.startswith(fingerprint)]
+        if len(found) != 1:
+            problem = "matches several measured candidates" if found else "is no measured candidate of this run"
+            raise ConfigError(f"--fingerprint {fingerprint!r} {problem}{near(fingerprint, measured)}")
+        return found[0]
+
+    def view(self) -> RunView:
+        """The run as a report sees it."""
+        from autocompress.report.view import RunView
+
+        front, resolved = self.front, self.experiment["resolved"]
+        dense = front.dense
+        budgets = _budgets_from(self.experiment)
+        nearest = None
+        if not front.points and dense is not None:
+            miss = front.nearest_miss(budgets)
+            nearest = (miss.fingerprint, miss.error or "it is over the budgets")
+        return RunView(
+            name=self.folder.resolve().name,
+            trials=front.trials,
+            front=tuple(t.fingerprint for t in front.points),
+            table=self.table,
+            experiment=self.experiment,
+            environment=self._json("environment.json"),
+            probe=self._json("probe.json"),
+            metric=resolved["metric"],
+            maximize=front.maximize,
+            quality_dense=dense.quality if dense and dense.quality is not None else float("nan"),
+            quality_dense_test=dense.quality_test if dense else None,
+            budgets=tuple(budgets.sentences()),
+            status=self.status(),
+            folder=str(self.folder),
+            nearest_miss=nearest,
+        )
+
+    def status(self) -> str:
+        """One sentence on how far the run is."""
+        trials, state = self.trials, self.state
+        failed = sum(t.state == "FAILED" for t in trials)
+        count = f"{len(trials)} candidates in {state.get('spent_s', 0.0):.0f} s"
+        count += f", {failed} of them failed" if failed else ""
+        finished = state.get("finished")
+        return f"finished ({finished}): {count}" if finished else f"not finished: {count}; the same command resumes it"
+
+    def report(self) -> Path:
+        """Write `report.html` and return its path."""
+        from autocompress.report.page import render_report
+
+        path = self.folder / "report.html"
+        write_atomic(path, render_report(self.view()))
+        return path
+
+    def overhead(self) -> float:
+        """Share of the search's wall-clock that was spent on none of the stages of a candidate."""
+        state = self.state
+        return float(state["controller_s"] / state["search_s"]) if state.get("search_s") else 0.0
+
+
+def make_budgets(
+    max_latency: str | float | None = None, min_speedup: str | float | None = None, max_drop: str | Drop | None = None
+) -> Budgets:
+    """Budgets from what a user writes; raises `ConfigError` naming the flag."""
+    latency = max_latency if isinstance(max_latency, float | int) else None
+    return Budgets(
+        max_latency_s=latency or (parse_seconds(str(max_latency), "--max-latency") if max_latency else None),
+        min_speedup=parse_speedup(str(min_speedup)) if min_speedup else None,
+        max_drop=max_drop if isinstance(max_drop, Drop) else parse_drop(max_drop) if max_drop else None,
+    )
+
+
+def _budgets_from(experiment: Mapping[str, Any]) -> Budgets:
+    return make_budgets(experiment.get("max_latency"), experiment.get("min_speedup"), experiment.get("max_drop"))

@@ -1,0 +1,178 @@
+"""The controller: Optuna by ask and tell over a journal file. The only place that knows Optuna.
+
+Objectives are the latency ratio (minimized) and the quality; budgets are constraints beside them. A plan that
+was already evaluated is answered from the trials and not evaluated again.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import optuna
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import BaseSampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.trial import TrialState
+
+from autocompress.errors import ConfigError, near
+from autocompress.plan import Plan
+from autocompress.records import Origin, Trial, cut_torn_line, storage_errors
+from autocompress.space import SearchSpace, Values, Variable
+
+Sampler = Literal["auto", "tpe", "nsga2", "random"]
+SAMPLERS: tuple[Sampler, ...] = ("auto", "tpe", "nsga2", "random")
+
+#: Proposals in a row that were all evaluated before, after which the space counts as exhausted.
+MAX_REPEATS = 200
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What to evaluate next.
+
+    Attributes:
+        number: of the Optuna trial.
+        plan: decoded.
+        origin: who proposed it.
+    """
+
+    number: int
+    plan: Plan
+    origin: Origin
+
+
+#: Budget name to how far a trial is over it; 0 or less is within. The same names for every trial.
+Violations = Callable[[Trial], Mapping[str, float]]
+
+
+class Controller:
+    """Proposes plans and learns from trials.
+
+    Args:
+        journal: Optuna's journal file; made when it is not there.
+        space: what can be proposed.
+        maximize: whether more quality is better.
+        violations: the budgets.
+        sampler: "auto" is TPE, multivariate.
+        seed: of the sampler; moved on by what the journal already holds.
+        trials: finished evaluations, from `trials.jsonl`.
+    """
+
+    def __init__(
+        self,
+        journal: Path,
+        space: SearchSpace,
+        maximize: bool,
+        violations: Violations,
+        sampler: Sampler = "auto",
+        seed: int = 0,
+        trials: Sequence[Trial] = (),
+    ) -> None:
+        self.space = space
+        self._violations = violations
+        self._asked: dict[int, optuna.trial.Trial] = {}
+        self._distributions = {variable.name: _distribution(variable) for variable in space.variables}
+        self._seed = seed
+        with storage_errors(journal):
+            journal.parent.mkdir(parents=True, exist_ok=True)
+            cut_torn_line(journal)
+            optuna.logging.set_verbosity(logging.WARNING)
+            storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=JournalFileOpenLock(str(journal))))
+            self._study = optuna.create_study(
+                study_name="rung-0",
+                storage=storage,
+                directions=["minimize", "maximize" if maximize else "minimize"],
+                load_if_exists=True,
+            )
+            if not self._study.trials:
+                self._study.set_metric_names(["latency_ratio", "quality"])
+        self._study.sampler = make_sampler(sampler, seed + len(self._study.trials))
+        self._known = {trial.fingerprint: trial for trial in trials}
+        self._settle(trials)
+
+    def _settle(self, trials: Sequence[Trial]) -> None:
+        """Bring the journal in line with the trials: tell what was finished, propose again what was not."""
+        finished = {trial.proposal: trial for trial in trials}
+        for open_trial in self._study.get_trials(states=(TrialState.RUNNING,)):
+            self._study.tell(open_trial.number, state=TrialState.FAIL)
+            if set(open_trial.params) != set(self._distributions):
+                continue
+            trial = finished.get(open_trial.number)
+            if trial is None:
+                self.enqueue(open_trial.params, open_trial.user_attrs.get("origin", "sampled"), again=True)
+            elif trial.measured:
+                self._study.add_trial(
+                    optuna.trial.create_trial(
+                        params=open_trial.params,
+                        distributions=self._distributions,
+                        values=_objectives(trial),
+                        constraints=dict(self._violations(trial)),
+                    )
+                )
+
+    @property
+    def proposals(self) -> int:
+        """Number of proposals so far."""
+        return len(self._study.trials)
+
+    def enqueue(self, values: Values, origin: Origin, again: bool = False) -> None:
+        """Propose these values next, in the order of the calls; a repetition changes nothing, unless `again`."""
+        self._study.enqueue_trial(values, user_attrs={"origin": origin}, skip_if_exists=not again)
+
+    def ask(self) -> Proposal | None:
+        """The next plan that was not evaluated before; None when the space seems exhausted.
+
+        Repetitions are told with what is known of them.
+        """
+        for _ in range(MAX_REPEATS):
+            asked = self._study.ask(self._distributions)
+            self._asked[asked.number] = asked
+            plan = self.space.decode(asked.params, self._seed)
+            origin: Origin = asked.user_attrs.get("origin", "sampled")
+            known = self._known.get(plan.fingerprint)
+            if known is None:
+                return Proposal(asked.number, plan, origin)
+            self.tell(asked.number, known)
+        return None
+
+    def tell(self, number: int, trial: Trial) -> None:
+        """Learn the outcome of a proposal; a trial without figures counts as failed."""
+        self._known[trial.fingerprint] = trial
+        asked = self._asked.pop(number)
+        if not trial.measured:
+            self._study.tell(number, state=TrialState.FAIL)
+            return
+        for name, value in self._violations(trial).items():
+            asked.set_constraint(name, value)
+        self._study.tell(number, _objectives(trial))
+
+
+def _objectives(trial: Trial) -> list[float]:
+    assert trial.latency is not None
+    assert trial.quality is not None
+    return [trial.latency.ratio, trial.quality]
+
+
+def make_sampler(name: Sampler, seed: int) -> BaseSampler:
+    """Optuna's sampler of that name, seeded."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if name in ("auto", "tpe"):
+            return optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=10)
+        if name == "nsga2":
+            return optuna.samplers.NSGAIISampler(seed=seed, population_size=24)
+        if name == "random":
+            return optuna.samplers.RandomSampler(seed=seed)
+    raise ConfigError(f"sampler: unknown {name!r}{near(name, SAMPLERS)}")
+
+
+def _distribution(variable: Variable) -> BaseDistribution:
+    if variable.levels:
+        return IntDistribution(0, len(variable.levels) - 1)
+    return FloatDistribution(variable.low, variable.high, log=variable.log)

@@ -1,0 +1,239 @@
+"""The loop of `strategy: joint`: seeds first, then the sampler, until time or trials run out; then the finalists."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from autocompress.budgets import Budgets
+from autocompress.errors import AutocompressError
+from autocompress.front import Front, fits
+from autocompress.pipeline import Workshop, evaluate, measure_again, score_artifact
+from autocompress.plan import Precision
+from autocompress.records import Origin, Trial, append_line
+from autocompress.search.controller import Controller, Sampler
+from autocompress.search.probe import Probe
+from autocompress.search.status import Status, Watcher
+from autocompress.space import SearchSpace, Values
+
+#: Share of the time budget that the finalists may take at most.
+FINAL_SHARE = 0.25
+
+
+@dataclass
+class Loop:
+    """A search under way.
+
+    Attributes:
+        shop, space, budgets: what it searches, and for what.
+        trials: finished evaluations, from earlier sessions too; grows.
+        budget_s, spent_s: wall-clock allowed, and spent before this session.
+        sampler, seed, max_trials: as given by the user.
+        probe: set before `run`.
+        saved: called when the trials changed, to write the front to disk.
+        search_s, worked_s: wall-clock of `run`, and the part of it spent in the stages of candidates.
+    """
+
+    shop: Workshop
+    space: SearchSpace
+    budgets: Budgets
+    trials: list[Trial]
+    budget_s: float
+    spent_s: float
+    watcher: Watcher
+    saved: Callable[[Front], None]
+    sampler: Sampler = "auto"
+    seed: int = 0
+    max_trials: int | None = None
+    probe: Probe | None = None
+    started: float = field(default_factory=time.perf_counter)
+    search_s: float = 0.0
+    worked_s: float = 0.0
+
+    @property
+    def front(self) -> Front:
+        """The front so far."""
+        return Front(tuple(self.trials), self.shop.task.metric.maximize)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Wall-clock of this and earlier sessions."""
+        return self.spent_s + time.perf_counter() - self.started
+
+    @property
+    def trials_file(self) -> Path:
+        """Where results are kept."""
+        return self.shop.root / "trials.jsonl"
+
+    def run(self) -> str:
+        """Search, then grade the finalists; returns why it stopped."""
+        begun = time.perf_counter()
+        self.announce("search")
+        controller = Controller(
+            self.shop.root / "study.journal",
+            self.space,
+            self.shop.task.metric.maximize,
+            self._violations,
+            self.sampler,
+            self.seed,
+            self.trials,
+        )
+        assert self.probe is not None
+        if not controller.proposals:
+            for origin, values in seeds(self.space, self.probe):
+                controller.enqueue(values, origin)
+        reason = self._search(controller)
+        self.announce("finalists")
+        self._grade_finalists()
+        self.search_s += time.perf_counter() - begun
+        return reason
+
+    def _search(self, controller: Controller) -> str:
+        while True:
+            if self.max_trials is not None and len(self.trials) >= self.max_trials:
+                return f"{self.max_trials} candidates were allowed"
+            if self.front.dense is not None and self.elapsed_s + self._next_seconds() > self.budget_s:
+                return "the time budget is spent"
+            proposal = controller.ask()
+            if proposal is None:
+                return "the space holds no candidate that was not evaluated"
+            trial = evaluate(proposal.plan, self.shop, len(self.trials))
+            trial = trial.replace(origin=proposal.origin, proposal=proposal.number, finished_s=self.elapsed_s)
+            if proposal.origin == "dense" and trial.state == "FAILED":
+                raise AutocompressError(f"the dense model itself cannot be evaluated: {trial.error}")
+            self.worked_s += sum(trial.seconds.values())
+            trial = self._judge(trial)
+            self._record(trial)
+            controller.tell(proposal.number, trial)
+            self.watcher.candidate(trial, self.front)
+            self.announce("search")
+
+    def _record(self, trial: Trial) -> None:
+        """Keep a trial: on disk first; a later version of the same trial takes the earlier one's place."""
+        append_line(self.trials_file, trial.to_json())
+        for place, known in enumerate(self.trials):
+            if known.number == trial.number:
+                self.trials[place] = trial
+                break
+        else:
+            self.trials.append(trial)
+        self._drop_dominated_weights()
+        self.saved(self.front)
+
+    def _violations(self, trial: Trial) -> dict[str, float]:
+        dense = self.front.dense
+        quality = dense.quality if dense and dense.quality is not None else trial.quality
+        assert quality is not None
+        return self.budgets.violations(trial, quality, self.shop.task.metric.maximize)
+
+    def _judge(self, trial: Trial) -> Trial:
+        """The trial as within or over the budgets; over says what it lacks."""
+        dense = self.front.dense
+        if not trial.measured or not self.budgets:
+            return trial
+        quality = dense.quality if dense and dense.quality is not None else trial.quality
+        assert quality is not None
+        maximize = self.shop.task.metric.maximize
+        if fits(trial, self.budgets, quality, maximize):
+            return trial.replace(state="DONE", error="")
+        return trial.replace(state="INFEASIBLE", error="; ".join(self.budgets.lacks(trial, quality, maximize)))
+
+    def _drop_dominated_weights(self) -> None:
+        """Float weights are kept of non-dominated candidates only: any plan's can be made again."""
+        keep = {t.fingerprint for t in (*self.front.all_nondominated(), *self.front.references)}
+        for trial in self.trials:
+            if trial.fingerprint not in keep:
+                (self.shop.artifact_folder(trial.plan) / "weights.safetensors").unlink(missing_ok=True)
+
+    def _next_seconds(self) -> float:
+        """Seconds that one more candidate and the finalists will take, judged by those so far."""
+        done = [t for t in self.trials if t.measured]
+        if not done:
+            return 0.0
+        candidate = sum(sum(t.seconds.values()) for t in done) / len(done)
+        measure = sum(t.seconds.get("measure", 0.0) for t in done) / len(done)
+        score = sum(t.seconds.get("score", 0.0) for t in done) / len(done)
+        share = len(self.shop.task.test) / len(self.shop.task.validation)
+        finals = (len(self.front.points) + 2) * (1.5 * measure + share * score) + 2.0
+        return candidate + min(finals, FINAL_SHARE * self.budget_s)
+
+    def _grade_finalists(self) -> None:
+        """Report-tier latency in fresh processes, and the test split once, for the front and the references."""
+        self.shop.bench.close()
+        graded: set[str] = set()
+        while True:
+            waiting = [t for t in (*self.front.references, *self.front.points) if t.fingerprint not in graded]
+            if not waiting:
+                return
+            trial = waiting[0]
+            graded.add(trial.fingerprint)
+            if trial.quality_test is not None and trial.latency and trial.latency.tier == "report":
+                continue
+            assert trial.artifact is not None
+            begun = time.perf_counter()
+            try:
+                latency = measure_again(trial, self.shop)
+                test = score_artifact(trial.artifact, self.shop, self.shop.task.test)
+            except AutocompressError as fault:
+                self._record(trial.replace(state="FAILED", error=f"final grading: {fault}"))
+                continue
+            self.worked_s += time.perf_counter() - begun
+            self._record(self._judge(trial.replace(latency=latency, quality_test=test.value)))
+            self.announce("finalists")
+
+    def announce(self, stage: str) -> None:
+        """Tell the watcher where the search stands."""
+        failed = sum(t.state == "FAILED" for t in self.trials)
+        self.watcher.update(
+            Status(
+                stage,
+                len(self.trials),
+                failed,
+                self.elapsed_s,
+                self.budget_s,
+                self.front.hypervolume(),
+                self._best_words(),
+            )
+        )
+
+    def _best_words(self) -> str:
+        points = [t for t in self.front.points if t.latency]
+        if not points:
+            return "nothing within the budgets yet"
+        by_speed = not self.budgets or self.budgets.max_drop is not None
+        within = [t for t in points if by_speed is False or (self.front.drop(t) or 0.0) <= self._drop_limit()]
+        best = within[0] if by_speed and within else max(points, key=lambda t: t.quality or 0.0)
+        assert best.latency is not None
+        return f"{1 / best.latency.ratio_best_dense:.2f}x at {self.shop.task.metric.name} {best.quality:.4g}"
+
+    def _drop_limit(self) -> float:
+        drop, dense = self.budgets.max_drop, self.front.dense
+        if drop is None or dense is None or dense.quality is None:
+            return 0.01
+        return drop.amount * abs(dense.quality) if drop.relative else drop.amount
+
+
+def seeds(space: SearchSpace, probe: Probe) -> Iterator[tuple[Origin, Values]]:
+    """What is evaluated first: dense, uniform int8, uniform levels, and every second block removed."""
+    yield "dense", space.uniform()
+    best: Precision = probe.fastest_precision
+    for precision in ("int8", "int8-dynamic"):
+        if precision not in probe.dropped and space.uniform(precision=precision) != space.uniform():
+            yield "uniform-int8", space.uniform(precision=precision)
+    rules = space.rules
+    shares = sorted({*rules.groups.heads, *rules.groups.neurons} - {1.0}, reverse=True)
+    blocks = space.table.blocks
+    prunable = any(v.name.startswith("keep:") for v in space.variables)
+    for share in shares if prunable else ():
+        yield "uniform", space.uniform(keep=share, precision=best, recover=True)
+    if rules.blocks.remove and len(blocks) > 1:
+        removed = blocks[1::2]
+        yield "seed", space.uniform(precision=best, removed=removed, recover=True)
+        for share in shares[1::2] if prunable else ():
+            yield "seed", space.uniform(keep=share, precision=best, removed=removed, recover=True)
+    if not prunable:
+        ranks = sorted({r for rule in rules.layers for r in rule.rank} - {1.0}, reverse=True)
+        for rank in ranks:
+            yield "uniform", space.uniform(rank=rank, precision=best, recover=True)

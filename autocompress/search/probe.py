@@ -1,0 +1,199 @@
+"""The probe: what this device does with the dense model and with each precision, before anything is spent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autocompress.budgets import Budgets
+from autocompress.errors import AutocompressError, BudgetError
+from autocompress.hardware import cores
+from autocompress.measure.latency import Bench, Contestant, Setting
+from autocompress.measure.timing import bootstrap_median
+from autocompress.pipeline import Workshop, build
+from autocompress.plan import PRECISIONS, Plan, Precision
+from autocompress.records import write_json
+from autocompress.runtimes import installed_runtimes
+from autocompress.space import SearchSpace
+
+
+@dataclass(frozen=True)
+class DenseSetting:
+    """How long the dense model takes in one setting."""
+
+    runtime: str
+    threads: int
+    latency_s: float
+    ratio: float
+
+
+@dataclass(frozen=True)
+class PrecisionFact:
+    """What one precision, on every layer that has it, does to the dense model's latency here."""
+
+    precision: Precision
+    ratio: float | None
+    low: float | None
+    high: float | None
+    kept: bool
+    why: str
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What was found; all measured.
+
+    Attributes:
+        dense: the dense fp32 model in every installed runtime and number of threads, fastest first.
+        precisions: uniform precisions against dense, in the profile's setting.
+        smallest_latency_s: the smallest candidate of the space, unrecovered.
+        dense_latency_s: dense in the profile's setting.
+    """
+
+    dense: tuple[DenseSetting, ...]
+    precisions: tuple[PrecisionFact, ...]
+    smallest_latency_s: float
+    smallest_ratio_best_dense: float
+    dense_latency_s: float
+
+    @property
+    def best_dense(self) -> Setting:
+        """The fastest dense setting."""
+        return Setting(self.dense[0].runtime, self.dense[0].threads)
+
+    @property
+    def dropped(self) -> frozenset[Precision]:
+        """Precisions that the space goes without."""
+        return frozenset(fact.precision for fact in self.precisions if not fact.kept)
+
+    @property
+    def fastest_precision(self) -> Precision:
+        """The kept integer precision with the least latency; fp32 when there is none."""
+        kept = [f for f in self.precisions if f.kept and f.ratio is not None]
+        return min(kept, key=lambda f: f.ratio or 1.0).precision if kept else "fp32"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, as the report reads it."""
+        data = asdict(self)
+        data["best_dense"] = asdict(self.dense[0])
+        data["reachable"] = {
+            "smallest_latency_s": self.smallest_latency_s,
+            "dense_latency_s": self.dense_latency_s,
+        }
+        return data
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Probe:
+        """Inverse of `to_json`."""
+        return Probe(
+            tuple(DenseSetting(**item) for item in data["dense"]),
+            tuple(PrecisionFact(**item) for item in data["precisions"]),
+            data["smallest_latency_s"],
+            data["smallest_ratio_best_dense"],
+            data["dense_latency_s"],
+        )
+
+
+def run_probe(shop: Workshop, space: SearchSpace, path: Path, say: Callable[[str], None]) -> Probe:
+    """Measure dense, the uniform precisions and the smallest candidate; writes `path`.
+
+    `space` is the space before anything is dropped. Sets the bench's fastest dense setting.
+    """
+    dense = find_best_dense(shop.bench)
+    shop.bench.best_dense = Setting(dense[0].runtime, dense[0].threads)
+    for item in dense:
+        say(f"dense fp32, {Setting(item.runtime, item.threads)}: {item.latency_s * 1e3:.3g} ms")
+    precisions = probe_precisions(shop, space, say)
+    fastest = min((f for f in precisions if f.kept and f.ratio is not None), key=lambda f: f.ratio or 1.0, default=None)
+    plan = space.decode(space.smallest(fastest.precision if fastest else "fp32"))
+    latency = shop.bench.measure(shop.root / build(plan, shop, keep_weights=False).path)
+    profile_dense = next(
+        d for d in dense if Setting(d.runtime, d.threads) == Setting(shop.profile.runtime, shop.profile.threads)
+    )
+    probe = Probe(dense, precisions, latency.latency_s, latency.ratio_best_dense, profile_dense.latency_s)
+    write_json(path, probe.to_json())
+    say(
+        f"reachable: {latency.latency_s * 1e3:.3g} ms (the smallest candidate, "
+        f"{1 / latency.ratio_best_dense:.3g}x) to {profile_dense.latency_s * 1e3:.3g} ms (dense)"
+    )
+    return probe
+
+
+def find_best_dense(bench: Bench) -> tuple[DenseSetting, ...]:
+    """The dense artefact in every installed runtime and in one and all threads, timed in turn, fastest first."""
+    profile = bench.profile
+    settings = [bench.setting]
+    for runtime in installed_runtimes():
+        for threads in sorted({1, profile.threads, cores()}):
+            if Setting(runtime, threads) not in settings:
+                settings.append(Setting(runtime, threads))
+    contestants = [Contestant(f"dense:{s.runtime}:{s.threads}", bench.dense.path, s) for s in settings]
+    rounds = bench.race(contestants, profile.timing)
+    reference = contestants[0].name
+    found = [
+        DenseSetting(
+            c.setting.runtime,
+            c.setting.threads,
+            bootstrap_median(np.array(rounds.times[c.name])).value,
+            bootstrap_median(rounds.ratios(c.name, reference)).value,
+        )
+        for c in contestants
+    ]
+    bench.close()  # the losers' processes are not needed again
+    return tuple(sorted(found, key=lambda item: item.ratio))
+
+
+def probe_precisions(shop: Workshop, space: SearchSpace, say: Callable[[str], None]) -> tuple[PrecisionFact, ...]:
+    """Each integer precision of the space on every layer that has it; one slower than the next heavier is dropped."""
+    offered = {
+        level
+        for variable in space.variables
+        if variable.name.startswith("precision:")
+        for level in variable.levels
+        if level not in ("fp32", "int8-weights")
+    }
+    facts: list[PrecisionFact] = []
+    heavier, heavier_ratio = "fp32", 1.0
+    for precision in (p for p in PRECISIONS if p in offered):
+        plan = _only_linear(space, precision)
+        try:
+            latency = shop.bench.measure(shop.root / build(plan, shop, keep_weights=False).path)
+        except AutocompressError as fault:
+            facts.append(PrecisionFact(precision, None, None, None, False, f"does not run here: {fault}"))
+            continue
+        kept = latency.ratio_low <= heavier_ratio
+        why = "" if kept else f"slower than {heavier} ({latency.ratio:.2f} against {heavier_ratio:.2f} of dense)"
+        say(f"{precision}: {latency.ratio:.2f} of dense" + ("" if kept else f", dropped: {why}"))
+        facts.append(PrecisionFact(precision, latency.ratio, latency.ratio_low, latency.ratio_high, kept, why))
+        if kept:
+            heavier, heavier_ratio = precision, latency.ratio
+    return tuple(facts)
+
+
+def _only_linear(space: SearchSpace, precision: Precision) -> Plan:
+    plan = space.decode(space.uniform(precision=precision))
+    layers = {name: lp for name, lp in plan.layers.items() if lp.precision == precision}
+    return Plan(layers=layers)
+
+
+def check_reachable(probe: Probe, budgets: Budgets) -> None:
+    """Refuse a budget that not even the smallest candidate reaches.
+
+    Raises:
+        BudgetError: names the reachable range.
+    """
+    reach = (
+        f"reachable here: {probe.smallest_latency_s * 1e3:.3g} ms to {probe.dense_latency_s * 1e3:.3g} ms, "
+        f"a speed-up of up to {1 / probe.smallest_ratio_best_dense:.3g}x over the fastest dense fp32 "
+        f"({probe.best_dense}); the lower end is the smallest candidate of the space, untrained"
+    )
+    if budgets.max_latency_s is not None and budgets.max_latency_s < probe.smallest_latency_s:
+        raise BudgetError(
+            f"--max-latency {budgets.max_latency_s * 1e3:.3g} ms is under what any candidate reaches; {reach}"
+        )
+    if budgets.min_speedup is not None and budgets.min_speedup > 1 / probe.smallest_ratio_best_dense:
+        raise BudgetError(f"--min-speedup {budgets.min_speedup:g}x is over what any candidate reaches; {reach}")

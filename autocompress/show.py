@@ -1,0 +1,126 @@
+"""What the terminal shows: progress while searching, and the front as a table."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from autocompress.front import Front
+from autocompress.records import Trial
+from autocompress.search.status import Status
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    return f"{minutes}:{rest:02d}"
+
+
+class Progress:
+    """A watcher that prints a line per candidate and keeps a status line below them.
+
+    Where the output is no terminal, the status follows each candidate as part of its line.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(file=sys.stderr, highlight=False)
+        self._live = Live(console=self.console, auto_refresh=False, transient=True)
+        self._status: Status | None = None
+
+    def __enter__(self) -> Progress:
+        """Start the status line."""
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Remove the status line."""
+        if self._live.is_started:
+            self._live.stop()
+
+    def say(self, text: str) -> None:
+        """Print a fact."""
+        self.console.print(f"  {text}", soft_wrap=True)
+
+    def update(self, status: Status) -> None:
+        """Show where the search stands."""
+        new_stage = self._status is None or self._status.stage != status.stage
+        self._status = status
+        if new_stage:
+            self.console.print(f"[bold]{status.stage}[/bold]")
+        if self._live.is_started:
+            self._live.update(Text(self._words(status), style="cyan"), refresh=True)
+
+    def _words(self, status: Status) -> str:
+        left = _clock(status.budget_s - status.elapsed_s)
+        failed = f", {status.failed} failed" if status.failed else ""
+        return (
+            f"{status.stage} · {status.done} candidates{failed} · {left} left · "
+            f"hypervolume {status.hypervolume:.4f} · best {status.best}"
+        )
+
+    def candidate(self, trial: Trial, front: Front) -> None:
+        """Print a candidate's line."""
+        self.console.print(candidate_line(trial, trial in front.points), soft_wrap=True)
+
+
+def candidate_line(trial: Trial, on_front: bool) -> str:
+    """One candidate in one line: ratio with its interval, quality, what was done."""
+    number = f"[dim]{trial.number:>4}[/dim]"
+    if trial.latency is None or trial.quality is None:
+        return f"{number}  [red]failed[/red]  {trial.what}: {trial.error}"
+    mark = "[green]●[/green]" if on_front else "[yellow]over[/yellow]" if trial.state == "INFEASIBLE" else " "
+    latency = trial.latency
+    span = f"({latency.ratio_best_dense_low:.3f}–{latency.ratio_best_dense_high:.3f})"
+    return f"{number} {mark} {latency.ratio_best_dense:.3f}x {span}  {trial.quality:.4f}  {trial.what}"
+
+
+def _interval(entry: dict[str, Any], name: str) -> str:
+    return f"{entry[name]:.3f} ({entry[name + '_low']:.3f}–{entry[name + '_high']:.3f})"
+
+
+def front_table(entries: Sequence[dict[str, Any]], metric: str, title: str) -> Table:
+    """The front, fast to slow; reference points that are dominated stand in grey."""
+    table = Table(title=title, title_justify="left", caption_justify="left", box=None, pad_edge=False)
+    table.caption = (
+        "ratio: candidate / the fastest dense fp32 found here, 95 % interval; drop: points lost against dense, "
+        "validation (chosen by) and test (shown); grey: reference, dominated"
+    )
+    for heading in (
+        "fingerprint",
+        "latency",
+        "ratio to best dense",
+        "speed-up",
+        "drop val",
+        "drop test",
+        "size",
+        "done",
+    ):
+        table.add_column(
+            heading, justify="left" if heading in ("fingerprint", "done") else "right", no_wrap=heading != "done"
+        )
+    for entry in entries:
+        table.add_row(
+            entry["fingerprint"],
+            f"{entry['latency_s'] * 1e3:.3g} ms",
+            _interval(entry, "latency_ratio_best_dense"),
+            f"{1 / entry['latency_ratio_best_dense']:.2f}x",
+            _points(entry["drop_points_validation"]),
+            _points(entry["drop_points_test"]),
+            f"{entry['size_bytes'] / 1e6:.2f} MB",
+            entry["what"],
+            style="" if entry["on_front"] else "dim",
+        )
+    return table
+
+
+def _points(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.2f}"

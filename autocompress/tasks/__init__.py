@@ -1,0 +1,90 @@
+"""Tasks: what is compressed, with which data, by which metric. `load_task` finds one by name or in a user's file."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autocompress.errors import ConfigError, DataError, near
+from autocompress.tasks.task import Task
+
+#: Ready tasks; a user's own is ``file.py:function``.
+NAMES = ("digits", "text-classification", "image-classification")
+
+
+@dataclass(frozen=True)
+class TaskSource:
+    """Where a task comes from, as the user says it.
+
+    Attributes:
+        task: one of `NAMES`, or ``file.py:function``.
+        model, data: folder, file or hub name; for the ready classification tasks.
+        text_column, image_column, label_column: of the data; guessed when None.
+    """
+
+    task: str
+    model: str | None = None
+    data: str | None = None
+    text_column: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+
+
+def load_task(source: TaskSource, max_length: int | None = None, say: Callable[[str], None] = print) -> Task:
+    """The task that a source means.
+
+    Args:
+        source: see there.
+        max_length: tokens per text, from the profile's workload.
+        say: told about work that takes long, such as training the demo's reference model.
+
+    Raises:
+        ConfigError, ModelError, DataError: naming flag and value.
+    """
+    if ".py:" in source.task:
+        return _users_task(source.task)
+    if source.task not in NAMES:
+        raise ConfigError(f"--task {source.task!r} is unknown{near(source.task, NAMES)} (or give my.py:make_task)")
+    if source.task == "digits":
+        from autocompress.tasks.digits import make_digits
+
+        return make_digits(say)
+    for flag in ("model", "data"):
+        if getattr(source, flag) is None:
+            raise ConfigError(f"--task {source.task} needs --{flag}")
+    assert source.model is not None
+    assert source.data is not None
+    if source.task == "text-classification":
+        from autocompress.tasks.text import make_text_classification
+
+        return make_text_classification(
+            source.model, source.data, source.text_column, source.label_column, max_length or 128
+        )
+    from autocompress.tasks.image import make_image_classification
+
+    return make_image_classification(source.model, source.data, source.image_column, source.label_column)
+
+
+def _users_task(spec: str) -> Task:
+    file, _, function = spec.rpartition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise ConfigError(f"--task {spec}: no file {file}")
+    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert module_spec is not None
+    assert module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    maker: Any = getattr(module, function, None)
+    if not callable(maker):
+        names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        raise ConfigError(f"--task {spec}: {file} has no function {function!r}{near(function, names)}")
+    task = maker()
+    if not isinstance(task, Task):
+        raise DataError(
+            f"--task {spec}: {function}() must return an autocompress.Task, but returned {type(task).__name__}"
+        )
+    return task

@@ -1,0 +1,188 @@
+"""Labelled rows from a folder, csv / json / parquet files or a hub data set, in three splits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autocompress.errors import DataError, near
+
+FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval"),
+}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A column that a task needs: its role ("text", "label"), its name if the user gave one, else guesses."""
+
+    role: str
+    name: str | None
+    guesses: tuple[str, ...]
+
+
+#: Where labels usually stand.
+LABEL_COLUMNS = ("label", "labels", "class", "target")
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Rows of each split as columns.
+
+    Attributes:
+        train, validation, test: role to values.
+        notes: how splits that were missing came about.
+    """
+
+    train: Mapping[str, Sequence[Any]]
+    validation: Mapping[str, Sequence[Any]]
+    test: Mapping[str, Sequence[Any]]
+    notes: tuple[str, ...] = ()
+
+
+def load_splits(source: str | Path, columns: Sequence[Wanted], seed: int = 0) -> Splits:
+    """Read the splits of `source`, keeping the wanted columns; splits that are missing are cut off with a seed.
+
+    Args:
+        source: a folder with files named train / validation / test, one file, or a hub data set.
+        columns: what is needed, the label last; a split whose labels are all missing or -1 is left out.
+        seed: of the cuts.
+
+    Returns:
+        Rows whose columns are called by their roles.
+
+    Raises:
+        DataError: nothing readable there, a column is missing, or a split is empty.
+    """
+    raw = _read(source)
+    names = {wanted.role: _column_name(str(source), raw, wanted) for wanted in columns}
+    target = columns[-1].role
+    kept = {split: {role: list(rows[name]) for role, name in names.items()} for split, rows in raw.items()}
+    notes = []
+    for split in list(kept):
+        labels = kept[split][target]
+        if not labels:
+            raise DataError(f"{source}: split {split!r} is empty")
+        if all(label is None or label == -1 for label in labels):
+            notes.append(f"split {split!r} carries no labels and is left out")
+            del kept[split]
+    return _complete(str(source), kept, notes, seed)
+
+
+def _column_name(source: str, raw: Mapping[str, Any], wanted: Wanted) -> str:
+    present = next(iter(raw.values())).column_names
+    name = wanted.name or next((guess for guess in wanted.guesses if guess in present), None)
+    if name is None:
+        raise DataError(
+            f"{source}: which column holds the {wanted.role}? give --{wanted.role}-column; columns: {', '.join(present)}"
+        )
+    for split, rows in raw.items():
+        if name not in rows.column_names:
+            raise DataError(
+                f"{source}: split {split!r} has no column {name!r}{near(name, rows.column_names)} "
+                f"(--{wanted.role}-column)"
+            )
+    return name
+
+
+def _read(source: str | Path) -> Mapping[str, Any]:
+    import datasets
+
+    datasets.disable_progress_bars()
+    path = Path(source)
+    files = _files(path)
+    if files:
+        formats = {FORMATS[Path(name).suffix] for names in files.values() for name in names}
+        if len(formats) > 1:
+            raise DataError(f"{source}: files of several formats ({', '.join(sorted(formats))}); keep one")
+        extra = {"sep": "\t"} if all(n.endswith(".tsv") for names in files.values() for n in names) else {}
+        try:
+            return dict(datasets.load_dataset(formats.pop(), data_files=files, **extra))
+        except Exception as fault:  # datasets wraps parser errors of several libraries
+            cause = fault.__cause__ or fault
+            raise DataError(f"{source}: cannot be read: {cause}") from fault
+    if path.exists():
+        raise DataError(f"{source}: holds no {', '.join(sorted(FORMATS))} file")
+    if str(source).startswith((".", "/", "~")) or path.suffix in FORMATS:
+        raise DataError(f"{source}: no such file or folder")
+    try:
+        return dict(datasets.load_dataset(str(source)))
+    except Exception as fault:
+        raise DataError(
+            f"--data {source}: no such file or folder here, and the hub gave no data set of that name "
+            f"({type(fault).__name__}: {str(fault).splitlines()[0] if str(fault) else ''}); without a network give a folder or file"
+        ) from fault
+
+
+def _files(path: Path) -> dict[str, list[str]]:
+    """Split name to files; a single file is a train split."""
+    if path.is_file() and path.suffix in FORMATS:
+        return {"train": [str(path)]}
+    found: dict[str, list[str]] = {}
+    for file in sorted(path.glob("*")) if path.is_dir() else []:
+        if file.suffix not in FORMATS:
+            continue
+        stem = file.stem.lower()
+        split = next((s for s, names in SPLIT_NAMES.items() if stem.startswith(names)), None)
+        if split:
+            found.setdefault(split, []).append(str(file))
+    if not found and path.is_dir():
+        rest = [str(file) for file in sorted(path.glob("*")) if file.suffix in FORMATS]
+        return {"train": rest} if rest else {}
+    return found
+
+
+def _complete(source: str, splits: dict[str, dict[str, list[Any]]], notes: list[str], seed: int) -> Splits:
+    canonical: dict[str, dict[str, list[Any]]] = {}
+    for split, rows in splits.items():
+        name = next((s for s, names in SPLIT_NAMES.items() if split in names), None)
+        if name:
+            canonical[name] = rows
+    if "train" not in canonical:
+        raise DataError(f"{source}: no training split with labels; name a file train.*, or give a single file")
+    for name in ("test", "validation"):
+        if name in canonical:
+            continue
+        donor = "train"
+        total = len(next(iter(canonical[donor].values())))
+        count = min(2000, max(1, round(total * 0.15)))
+        if total - count < 1:
+            raise DataError(f"{source}: {total} rows are too few to cut off a {name} split")
+        order = np.random.default_rng(seed + len(name)).permutation(total)
+        canonical[name] = _take(canonical[donor], sorted(order[:count]))
+        canonical[donor] = _take(canonical[donor], sorted(order[count:]))
+        notes.append(f"no {name} split: {count} of the {total} {donor} rows were cut off for it with seed {seed}")
+    return Splits(canonical["train"], canonical["validation"], canonical["test"], tuple(notes))
+
+
+def _take(rows: Mapping[str, Sequence[Any]], order: Sequence[int]) -> dict[str, list[Any]]:
+    return {name: [values[i] for i in order] for name, values in rows.items()}
+
+
+def class_numbers(labels: Sequence[Any], classes: Sequence[str], where: str) -> list[int]:
+    """Labels, given as numbers or as class names, as class numbers.
+
+    Raises:
+        DataError: a label is no class of the model; names the row and the classes.
+    """
+    by_name = {name: number for number, name in enumerate(classes)}
+    numbers = []
+    for row, label in enumerate(labels):
+        if isinstance(label, str) and label in by_name:
+            numbers.append(by_name[label])
+        elif (isinstance(label, int | np.integer) and not isinstance(label, bool) and 0 <= label < len(classes)) or (isinstance(label, str) and label.isdigit() and int(label) < len(classes)):
+            numbers.append(int(label))
+        else:
+            shown = ", ".join(list(classes)[:6]) + (", …" if len(classes) > 6 else "")
+            raise DataError(
+                f"{where}: row {row}: label {label!r} is none of the model's {len(classes)} classes "
+                f"(0 to {len(classes) - 1}, or {shown})"
+            )
+    return numbers

@@ -1,0 +1,46 @@
+"""Loading a Hugging Face model and its processor, from a folder or the hub, with errors that say what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from autocompress.errors import ModelError
+
+
+def load_pretrained(auto_class: Any, source: str | Path, **options: Any) -> Any:
+    """``auto_class.from_pretrained(source)``.
+
+    Raises:
+        ModelError: the folder is no model, or the hub cannot be reached.
+    """
+    path = Path(source)
+    if str(source).startswith((".", "/", "~")) and not path.expanduser().is_dir():
+        raise ModelError(f"--model {source}: no such folder")
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ModelError(f"--model {source}: not a Hugging Face folder (it holds no config.json)")
+    try:
+        return auto_class.from_pretrained(path.expanduser() if path.expanduser().is_dir() else str(source), **options)
+    except (OSError, ValueError, KeyError) as fault:
+        reason = str(fault).strip().splitlines()[0] if str(fault).strip() else type(fault).__name__
+        if path.is_dir():
+            raise ModelError(f"--model {source}: {auto_class.__name__} cannot load it: {reason}") from fault
+        raise ModelError(
+            f"--model {source}: no such folder here, and the hub gave no model of that name ({reason}); "
+            "without a network give a folder that save_pretrained wrote"
+        ) from fault
+
+
+def load_model(auto_class: Any, source: str | Path) -> nn.Module:
+    """A model in fp32 and evaluation mode."""
+    model: nn.Module = load_pretrained(auto_class, source, dtype=torch.float32)
+    return model.eval()
+
+
+def class_names(model: nn.Module) -> tuple[str, ...]:
+    """Class names in the order of the logits, from the model's config."""
+    config: Any = model.config
+    return tuple(str(config.id2label[i]) for i in range(config.num_labels))

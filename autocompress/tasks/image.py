@@ -1,0 +1,75 @@
+"""Image classification with any `AutoModelForImageClassification`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autocompress.errors import DataError
+from autocompress.tasks.data import LABEL_COLUMNS, Wanted, class_numbers, load_splits
+from autocompress.tasks.hub import class_names, load_model, load_pretrained
+from autocompress.tasks.task import Examples, Task
+
+IMAGE_COLUMNS = ("image", "img", "pixel_values", "picture")
+
+SNIPPET = """\
+from PIL import Image
+from transformers import AutoImageProcessor
+inputs = AutoImageProcessor.from_pretrained(folder)(Image.open("picture.jpg"), return_tensors="np")"""
+
+
+class _Images:
+    """Images turned into model inputs when they are asked for."""
+
+    def __init__(self, images: Sequence[Any], processor: Any, where: str) -> None:
+        self.images = images
+        self.processor = processor
+        self.where = where
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        image = self.images[index]
+        if not hasattr(image, "convert"):
+            raise DataError(f"{self.where}: row {index}: not an image, but {type(image).__name__}")
+        pixels: Tensor = self.processor(image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
+        return pixels
+
+
+def make_image_classification(
+    model: str | Path, data: str | Path, image_column: str | None = None, label_column: str | None = None
+) -> Task:
+    """The task of an image classifier and its labelled images (parquet or hub data with an image column).
+
+    Raises:
+        ModelError, DataError: naming flag, column, row and value.
+    """
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    network = load_model(AutoModelForImageClassification, model)
+    processor = load_pretrained(AutoImageProcessor, model)
+    classes = class_names(network)
+    columns = (Wanted("image", image_column, IMAGE_COLUMNS), Wanted("label", label_column, LABEL_COLUMNS))
+    splits = load_splits(data, columns)
+    made = {}
+    for name in ("train", "validation", "test"):
+        rows = getattr(splits, name)
+        where = f"{data}: split {name!r}"
+        labels = torch.tensor(class_numbers(rows["label"], classes, where))
+        made[name] = Examples({"pixel_values": _Images(rows["image"], processor, where)}, labels)
+    return Task(
+        name="image-classification",
+        model=network,
+        train=made["train"],
+        validation=made["validation"],
+        test=made["test"],
+        classes=classes,
+        save_processor=processor.save_pretrained,
+        snippet=SNIPPET,
+        notes=splits.notes,
+    )

@@ -1,0 +1,228 @@
+"""The Task record: a trained model with its data, metric and loss. A user can write one in 20 lines."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from autocompress.errors import DataError
+
+Inputs = dict[str, Tensor]
+Batch = tuple[Inputs, Tensor]
+
+
+class Column(Protocol):
+    """One named input of all samples: a tensor ``(n, …)``, a list of tensors, or anything lazy like it."""
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Any:
+        """The input of one sample, without batch dimension."""
+        ...
+
+
+@dataclass(frozen=True)
+class Examples:
+    """One split.
+
+    Attributes:
+        inputs: the model's keyword arguments, each a column of n samples.
+        targets: ``(n,)`` class numbers, or whatever the task's loss and metric take.
+        padding: value that fills a ragged column up to the longest sample of its batch.
+    """
+
+    inputs: Mapping[str, Column]
+    targets: Tensor
+    padding: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse empty data and columns of other lengths than the targets."""
+        if not len(self.targets):
+            raise DataError("a split has no samples")
+        for name, column in self.inputs.items():
+            if len(column) != len(self.targets):
+                raise DataError(f"input {name!r} has {len(column)} samples, but there are {len(self.targets)} targets")
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.targets)
+
+    def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
+        """Inputs ``{name: (len(indices), …)}`` and targets ``(len(indices),)`` of some samples."""
+        rows = [int(i) for i in indices]
+        return {name: self._column(name, rows) for name in self.inputs}, self.targets[rows]
+
+    def _column(self, name: str, rows: list[int]) -> Tensor:
+        column = self.inputs[name]
+        if isinstance(column, Tensor):
+            return column[rows]
+        samples = [torch.as_tensor(column[i]) for i in rows]
+        if name in self.padding:
+            return nn.utils.rnn.pad_sequence(samples, batch_first=True, padding_value=self.padding[name])
+        return torch.stack(samples)
+
+    @cached_property
+    def by_length(self) -> NDArray[np.int64]:
+        """Sample numbers, shortest first (by the first ragged column), so that batches waste little padding."""
+        for name in self.padding:
+            lengths = [len(self.inputs[name][i]) for i in range(len(self))]
+            return np.argsort(lengths, kind="stable")
+        return np.arange(len(self))
+
+    def batches(self, size: int) -> Iterator[tuple[NDArray[np.int64], Inputs, Tensor]]:
+        """All samples once, in batches of up to `size`: sample numbers, inputs, targets."""
+        order = self.by_length
+        for start in range(0, len(order), size):
+            rows = order[start : start + size]
+            inputs, targets = self.batch(rows)
+            yield rows, inputs, targets
+
+    def subset(self, count: int, seed: int = 0) -> Examples:
+        """`count` samples drawn without replacement (all of them when there are no more)."""
+        if count >= len(self):
+            return self
+        rows = np.sort(np.random.default_rng(seed).permutation(len(self))[:count])
+        return self.take(rows)
+
+    def take(self, rows: Sequence[int] | NDArray[np.int64]) -> Examples:
+        """The given samples, in the given order."""
+        index = [int(i) for i in rows]
+        columns: dict[str, Column] = {
+            name: column[index] if isinstance(column, Tensor) else [column[i] for i in index]
+            for name, column in self.inputs.items()
+        }
+        return Examples(columns, self.targets[index], self.padding)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How good a model's outputs are.
+
+    Attributes:
+        name: shown in reports.
+        maximize: whether more is better.
+        score: outputs ``(n, …)`` and targets ``(n, …)`` to one number.
+        per_sample: the same to ``(n,)`` numbers whose mean is the score, where there is such a form;
+            gives the standard error.
+        fraction: whether values lie in [0, 1] and are shown in percent.
+    """
+
+    name: str
+    maximize: bool
+    score: Callable[[NDArray[Any], NDArray[Any]], float]
+    per_sample: Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]] | None = None
+    fraction: bool = True
+
+
+def _hits(logits: NDArray[Any], targets: NDArray[Any]) -> NDArray[Any]:
+    return (logits.argmax(axis=-1) == targets).astype(float)
+
+
+#: Share of samples whose largest logit is their class.
+ACCURACY = Metric("accuracy", True, lambda logits, targets: float(_hits(logits, targets).mean()), _hits)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything the search has to know about a model's job.
+
+    Attributes:
+        name: shown in reports.
+        model: the trained dense model, fp32, called with the inputs as keyword arguments; returns logits,
+            or an object that has `logits`.
+        train: for recovery and calibration; never scored.
+        validation: what the search chooses by.
+        test: shown for the front, never used to choose.
+        metric: of the logits.
+        loss: ``(logits, targets) -> scalar``; the hard part of the recovery.
+        dynamic_axes: input name to ``{axis: name}`` that may change beside the batch (axis 0).
+        query: ``(batch, sequence_length or None) -> inputs`` of one workload query; by default the first
+            training samples.
+        classes: names, where there are any.
+        batch_size: of recovery.
+        save_processor: writes tokenizer or image processor into a folder.
+        snippet: lines of Python that make `inputs` for a picked model in the variable `folder`; goes into
+            the model card.
+        notes: what a user should know of how the data was made, such as splits that were missing.
+    """
+
+    name: str
+    model: nn.Module
+    train: Examples
+    validation: Examples
+    test: Examples
+    metric: Metric = ACCURACY
+    loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy
+    dynamic_axes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    query: Callable[[int, int | None], Inputs] | None = None
+    classes: tuple[str, ...] = ()
+    batch_size: int = 32
+    save_processor: Callable[[Path], None] | None = None
+    snippet: str = ""
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse splits whose inputs differ, and put the model into evaluation mode."""
+        for name, split in (("validation", self.validation), ("test", self.test)):
+            if set(split.inputs) != set(self.train.inputs):
+                raise DataError(f"{name} has inputs {sorted(split.inputs)}, but train has {sorted(self.train.inputs)}")
+        self.model.eval()
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the model's inputs, in order."""
+        return tuple(self.train.inputs)
+
+    def calibration(self, count: int = 256) -> Examples:
+        """Training samples that calibrate ranges and Gram matrices; seeded, never validation."""
+        return self.train.subset(count, seed=1)
+
+    def workload_inputs(self, batch: int, sequence_length: int | None) -> Inputs:
+        """Inputs of one query of the profile's workload, batch first."""
+        if self.query is not None:
+            return self.query(batch, sequence_length)
+        rows = list(itertools.islice(itertools.cycle(range(len(self.train))), batch))
+        return self.train.batch(rows)[0]
+
+    def trace_inputs(self) -> Inputs:
+        """Two real samples, of unequal length where lengths vary, so that masks are traced and not dropped."""
+        order = self.train.by_length
+        return self.train.batch([int(order[len(order) // 2]), int(order[-1])])[0]
+
+    @cached_property
+    def identity(self) -> str:
+        """Fingerprint of the weights and of the data (length, and 256 samples spread over each split)."""
+        digest = hashlib.sha256(self.name.encode())
+        for name, value in self.model.state_dict().items():
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        for split in (self.train, self.validation, self.test):
+            rows = np.unique(np.linspace(0, len(split) - 1, 256).astype(int))
+            digest.update(str(len(split)).encode())
+            inputs, targets = split.batch(rows)
+            for column in (*inputs.values(), targets):
+                digest.update(column.contiguous().view(-1).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits in whatever a model returns: a tensor, an object with `logits`, or a tuple."""
+    if isinstance(output, Tensor):
+        return output
+    if hasattr(output, "logits"):
+        return output.logits  # type: ignore[no-any-return]
+    if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
+        return output[0]
+    raise DataError(f"the model must return a tensor or an object with .logits, but returned {type(output).__name__}")

@@ -1,0 +1,98 @@
+"""Text classification with any `AutoModelForSequenceClassification`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autocompress.errors import DataError
+from autocompress.tasks.data import LABEL_COLUMNS, Wanted, class_numbers, load_splits
+from autocompress.tasks.hub import class_names, load_model, load_pretrained
+from autocompress.tasks.task import Examples, Inputs, Task
+
+TEXT_COLUMNS = ("sentence", "text", "content", "review")
+
+SNIPPET = """\
+from transformers import AutoTokenizer
+inputs = AutoTokenizer.from_pretrained(folder)(["a gripping, funny film"], return_tensors="np", padding=True)"""
+
+
+def make_text_classification(
+    model: str | Path,
+    data: str | Path,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    max_length: int = 128,
+) -> Task:
+    """The task of a text classifier and its labelled texts.
+
+    Args:
+        model: Hugging Face folder or hub id.
+        data: see `tasks.data.load_splits`.
+        text_column: default: the first of `TEXT_COLUMNS` that the data has.
+        label_column: default: the first of `tasks.data.LABEL_COLUMNS` that the data has.
+        max_length: tokens; longer texts are truncated.
+
+    Raises:
+        ModelError, DataError: naming flag, column, row and value.
+    """
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    network = load_model(AutoModelForSequenceClassification, model)
+    tokenizer = load_pretrained(AutoTokenizer, model)
+    classes = class_names(network)
+    columns = (Wanted("text", text_column, TEXT_COLUMNS), Wanted("label", label_column, LABEL_COLUMNS))
+    splits = load_splits(data, columns)
+    made = {}
+    for name in ("train", "validation", "test"):
+        rows: Mapping[str, Sequence[Any]] = getattr(splits, name)
+        where = f"{data}: split {name!r}"
+        labels = class_numbers(rows["label"], classes, where)
+        made[name] = _encode(tokenizer, rows["text"], labels, max_length, where)
+
+    def query(batch: int, length: int | None) -> Inputs:
+        return _full_length(made["train"], batch, length or max_length)
+
+    axes = {name: {1: "sequence"} for name in made["train"].inputs}
+    return Task(
+        name="text-classification",
+        model=network,
+        train=made["train"],
+        validation=made["validation"],
+        test=made["test"],
+        dynamic_axes=axes,
+        query=query,
+        classes=classes,
+        save_processor=tokenizer.save_pretrained,
+        snippet=SNIPPET,
+        notes=splits.notes,
+    )
+
+
+def _encode(tokenizer: Any, texts: Sequence[Any], labels: Sequence[int], max_length: int, where: str) -> Examples:
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise DataError(f"{where}: row {row}: the text must be a string, but got {text!r}")
+    encoded = tokenizer(list(texts), truncation=True, max_length=max_length)
+    names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in encoded]
+    if "token_type_ids" in names and not any(any(ids) for ids in encoded["token_type_ids"]):
+        names.remove("token_type_ids")  # single sentences: all zero, the model's default
+    columns = {name: [torch.tensor(ids) for ids in encoded[name]] for name in names}
+    padding = {"input_ids": tokenizer.pad_token_id or 0, "attention_mask": 0, "token_type_ids": 0}
+    return Examples(columns, torch.tensor(labels), {name: padding[name] for name in names})
+
+
+def _full_length(train: Examples, batch: int, length: int) -> Inputs:
+    """Queries of exactly `length` real tokens: training texts laid end to end, with an all-ones mask."""
+    inputs: Inputs = {}
+    for name, column in train.inputs.items():
+        pieces: list[torch.Tensor] = []
+        total, row = 0, 0
+        while total < batch * length:
+            pieces.append(column[row % len(train)])
+            total, row = total + len(pieces[-1]), row + 1
+        inputs[name] = torch.cat(pieces)[: batch * length].reshape(batch, length)
+    return inputs
