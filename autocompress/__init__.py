@@ -1,1 +1,94 @@
-"""Automated model compression that tells the truth about speed."""
+"""Automated model compression that tells the truth about speed.
+
+Give it a trained model, data and a device; it returns the Pareto front of smaller, faster models, each exported,
+checked and timed on that device.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from autocompress.errors import AutocompressError
+    from autocompress.front import Front
+    from autocompress.hardware import HardwareProfile, load_profile
+    from autocompress.launch import search
+    from autocompress.layers import LayerTable
+    from autocompress.pick import Picked, load
+    from autocompress.plan import Distill, Factorize, LayerPlan, Plan, Prune, Quantize
+    from autocompress.records import Artifact, Latency, Trial
+    from autocompress.run import Run
+    from autocompress.space import load_space
+    from autocompress.survey import survey
+    from autocompress.tasks import TaskSource, load_task
+    from autocompress.tasks.task import Examples, Metric, Task
+
+#: Public name to the module that holds it; imported when first asked for, so that a report needs no torch.
+_HOMES = {
+    "Artifact": "records",
+    "AutocompressError": "errors",
+    "Distill": "plan",
+    "Examples": "tasks.task",
+    "Factorize": "plan",
+    "Front": "front",
+    "HardwareProfile": "hardware",
+    "Latency": "records",
+    "LayerPlan": "plan",
+    "LayerTable": "layers",
+    "Metric": "tasks.task",
+    "Picked": "pick",
+    "Plan": "plan",
+    "Prune": "plan",
+    "Quantize": "plan",
+    "Run": "run",
+    "Task": "tasks.task",
+    "TaskSource": "tasks",
+    "Trial": "records",
+    "load": "pick",
+    "load_profile": "hardware",
+    "load_space": "space",
+    "load_task": "tasks",
+    "search": "launch",
+    "survey": "survey",
+}
+
+__all__ = [
+    "Artifact",
+    "AutocompressError",
+    "Distill",
+    "Examples",
+    "Factorize",
+    "Front",
+    "HardwareProfile",
+    "Latency",
+    "LayerPlan",
+    "LayerTable",
+    "Metric",
+    "Picked",
+    "Plan",
+    "Prune",
+    "Quantize",
+    "Run",
+    "Task",
+    "TaskSource",
+    "Trial",
+    "load",
+    "load_profile",
+    "load_space",
+    "load_task",
+    "search",
+    "survey",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'autocompress' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"autocompress.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

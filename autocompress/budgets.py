@@ -113,7 +113,8 @@ class Budgets:
         words = []
         if over.get("latency", 0) > 0 and self.max_latency_s:
             words.append(
-                f"its latency is {latency_high(trial) * 1e3:.3g} ms (upper end), {self.max_latency_s * 1e3:.3g} ms allowed"
+                f"its latency is {latency_high(trial) * 1e3:.3g} ms (upper end), "
+                f"{self.max_latency_s * 1e3:.3g} ms allowed"
             )
         if over.get("speedup", 0) > 0:
             words.append(

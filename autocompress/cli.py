@@ -82,11 +82,9 @@ def search(
 
 
 def _print_front(run: Any) -> None:
-    from rich.console import Console
+    from autocompress.show import front_table, wide_console
 
-    from autocompress.show import front_table
-
-    console = Console(highlight=False)
+    console = wide_console()
     entries = run.entries()
     resolved = run.experiment["resolved"]
     console.print()

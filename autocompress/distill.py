@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from autocompress.errors import ModelError
 from autocompress.plan import Distill
 from autocompress.records import write_atomic
-from autocompress.tasks.task import Task, logits_of
+from autocompress.tasks.task import Examples, Task, logits_of
 
 WARMUP_SHARE = 0.1
 MAX_GRADIENT_NORM = 1.0
@@ -30,6 +30,16 @@ def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     log_teacher = nn.functional.log_softmax(teacher / temperature, dim=-1)
     divergence = nn.functional.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
     return divergence * temperature**2
+
+
+def divergence(teacher: nn.Module, student: nn.Module, examples: Examples) -> float:
+    """Mean KL(teacher ‖ student) of the predicted distributions over samples, in nats; inf where it is no number."""
+    total = 0.0
+    with torch.inference_mode():
+        for _rows, inputs, targets in examples.batches(32):
+            loss = soft_loss(logits_of(student(**inputs)), logits_of(teacher(**inputs)), 1.0)
+            total += float(loss) * len(targets)
+    return total / len(examples) if np.isfinite(total) else float("inf")
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, targets: Tensor, settings: Distill, hard: HardLoss) -> Tensor:
@@ -91,20 +101,18 @@ class TeacherCache:
 def recover(student: nn.Module, settings: Distill, task: Task, teacher: TeacherCache, seed: int = 0) -> nn.Module:
     """A copy of the student trained for `settings.steps` steps against the teacher.
 
-    AdamW with linear warm-up and decay, gradients clipped to norm 1; samples are drawn with `seed`, the same for
-    every candidate, so that the teacher's cache is shared.
+    AdamW with linear warm-up and decay, gradients clipped to norm 1, embeddings frozen; samples are drawn with `seed`,
+    the same for every candidate, so that the teacher's cache is shared.
 
     Raises:
         ModelError: the loss became NaN or infinite; names step and settings.
     """
     trained = copy.deepcopy(student).train()
-    weights = [p for p in trained.parameters() if p.requires_grad]
+    weights = _trainable(trained)
     optimizer = torch.optim.AdamW(weights, settings.learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_share(step, settings.steps))
-    draw = np.random.default_rng(seed)
     torch.manual_seed(seed)  # dropout
-    for step in range(settings.steps):
-        rows = draw.integers(0, len(task.train), task.batch_size)
+    for step, rows in enumerate(task.train.random_batches(task.batch_size, settings.steps, seed)):
         inputs, targets = task.train.batch(rows)
         loss = distillation_loss(logits_of(trained(**inputs)), teacher.logits(rows), targets, settings, task.loss)
         if not torch.isfinite(loss):
@@ -116,6 +124,14 @@ def recover(student: nn.Module, settings: Distill, task: Task, teacher: TeacherC
         schedule.step()
     teacher.save()
     return trained.eval()
+
+
+def _trainable(model: nn.Module) -> list[nn.Parameter]:
+    """All weights but those of embeddings, which structure removal leaves alone and which cost the most to train."""
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.weight.requires_grad_(False)
+    return [weight for weight in model.parameters() if weight.requires_grad]
 
 
 def learning_rate_share(step: int, steps: int) -> float:

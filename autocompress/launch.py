@@ -167,7 +167,7 @@ def _search(
     loop.announce("probe")
     loop.probe = _probe(shop, full_space, watcher)
     check_reachable(loop.probe, budgets)
-    loop.space = build_space(full_space.rules, shop.table, shop.profile, loop.probe.dropped)
+    loop.space = build_space(full_space.rules, shop.table, shop.profile, loop.probe.dropped, loop.probe.learning_rate)
     reason = loop.run()
     overhead["search_s"] += loop.search_s
     overhead["controller_s"] += loop.search_s - loop.worked_s
@@ -252,7 +252,7 @@ def _settle_folder(
         with storage_errors(root):
             (root / "processor").mkdir(exist_ok=True)
             task.save_processor(root / "processor")
-            config = getattr(task.model, "config", None)
+            config: Any = getattr(task.model, "config", None)
             if hasattr(config, "save_pretrained"):
                 config.save_pretrained(root / "processor")
     text = yaml.safe_dump({**asked, "resolved": dict(resolved)}, sort_keys=False, allow_unicode=True)

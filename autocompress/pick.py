@@ -37,7 +37,7 @@ Latency source: {source}, {queries} queries in {blocks} blocks, workload {worklo
 ```
 
 Files: `model.onnx` (the integers that were timed and graded), `weights.safetensors` (the compressed torch model in
-float, before rounding), `plan.json` (what was done), `card.json` (these figures), and the processor, if the task has one.
+float, before rounding), `plan.json` (what was done), `card.json` (these figures), and the task's processor, if any.
 """
 
 

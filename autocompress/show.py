@@ -89,27 +89,17 @@ def _interval(entry: dict[str, Any], name: str) -> str:
 
 def front_table(entries: Sequence[dict[str, Any]], metric: str, title: str) -> Table:
     """The front, fast to slow; reference points that are dominated stand in grey."""
-    table = Table(title=title, title_justify="left", caption_justify="left", box=None, pad_edge=False)
+    table = Table(title=title, title_justify="left", caption_justify="left", box=None, pad_edge=False, expand=False)
     table.caption = (
-        "ratio: candidate / the fastest dense fp32 found here, 95 % interval; drop: points lost against dense, "
-        "validation (chosen by) and test (shown); grey: reference, dominated"
+        "ratio: candidate / the fastest dense fp32 found here, 95 % interval; drop: points of "
+        f"{metric} lost against dense, on validation (chosen by) and test (shown); grey: reference, dominated"
     )
-    for heading in (
-        "fingerprint",
-        "latency",
-        "ratio to best dense",
-        "speed-up",
-        "drop val",
-        "drop test",
-        "size",
-        "done",
-    ):
-        table.add_column(
-            heading, justify="left" if heading in ("fingerprint", "done") else "right", no_wrap=heading != "done"
-        )
+    for heading in ("fingerprint", "latency", "ratio", "speed-up", "drop val", "drop test", "size"):
+        table.add_column(heading, justify="left" if heading == "fingerprint" else "right", no_wrap=True)
+    table.add_column("what was done", ratio=1)
     for entry in entries:
         table.add_row(
-            entry["fingerprint"],
+            entry["fingerprint"][:8],
             f"{entry['latency_s'] * 1e3:.3g} ms",
             _interval(entry, "latency_ratio_best_dense"),
             f"{1 / entry['latency_ratio_best_dense']:.2f}x",
@@ -120,6 +110,12 @@ def front_table(entries: Sequence[dict[str, Any]], metric: str, title: str) -> T
             style="" if entry["on_front"] else "dim",
         )
     return table
+
+
+def wide_console() -> Console:
+    """A console for tables: the terminal's width, or 140 columns where there is no terminal."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=140)
 
 
 def _points(value: float | None) -> str:

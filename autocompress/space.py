@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -190,7 +190,7 @@ class SearchSpace:
         for layer in self.table.layers:
             precision = self._level(values, f"precision:{self.scopes.get(layer.name)}", "fp32")
             if precision != "fp32" and layer.block not in gone and precision in legal_precisions(layer):
-                layers[layer.name] = LayerPlan(quantize=Quantize(precision))  # type: ignore[arg-type]
+                layers[layer.name] = LayerPlan(quantize=Quantize(precision))
         return layers
 
     def _decode_ranks(self, values: Mapping[str, int | float], plan: Plan, gone: set[str]) -> dict[str, LayerPlan]:
@@ -269,7 +269,7 @@ def _lightest_up_to(levels: tuple[float | str, ...], wanted: Precision) -> int:
     limit = PRECISIONS.index(wanted)
     if wanted in ("int8", "int8-dynamic") and "int8-weights" in levels:
         limit = PRECISIONS.index("int8-weights")  # embeddings hold weights only
-    legal = [i for i, level in enumerate(levels) if PRECISIONS.index(level) <= limit]  # type: ignore[arg-type]
+    legal = [i for i, level in enumerate(levels) if PRECISIONS.index(level) <= limit]
     return max(legal, default=0)
 
 
@@ -278,6 +278,7 @@ def build_space(
     table: LayerTable,
     profile: HardwareProfile,
     dropped: frozenset[Precision] = frozenset(),
+    learning_rate: float | None = None,
 ) -> SearchSpace:
     """The variables that a space has for one model on one profile.
 
@@ -286,10 +287,14 @@ def build_space(
         table: from `survey`.
         profile: says which precisions have a kernel.
         dropped: precisions that the probe found slower than the next heavier one.
+        learning_rate: default of the recoveries, in place of the space's own.
 
     Raises:
         SpaceError: a pattern matches no layer, or nothing is left to choose; says why.
     """
+    if learning_rate is not None:
+        default = replace(rules.distill.default, learning_rate=learning_rate)
+        rules = rules.model_copy(update={"distill": rules.distill.model_copy(update={"default": default})})
     variables: list[Variable] = []
     for group in table.groups:
         if group.kind == "block":

@@ -71,7 +71,7 @@ class Bank:
 
     def _compute_order(self, group: Group, score: str) -> Tensor:
         consumer = group.consumers[0]
-        weight: Tensor = self.model.get_submodule(consumer).weight.detach()  # type: ignore[assignment]
+        weight = self.model.get_parameter(f"{consumer}.weight").detach()
         if score == "magnitude":
             return magnitude_order(weight, group.width)
         return obs_order(weight, self.gram(consumer), group.width)

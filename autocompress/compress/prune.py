@@ -39,8 +39,8 @@ def obs_order(weight: Tensor, gram: Tensor, width: int) -> Tensor:
     """Structures in the order in which the optimal brain surgeon removes them; ``(in // width,)``.
 
     At each step the structure S with the least ``Σ_rows W[:,S] (H⁻¹[S,S])⁻¹ W[:,S]ᵀ`` goes, then W and H⁻¹
-    are updated (Hassibi & Stork 1993; in the blockwise form of Kurtic et al., ZipLM, 2023). Matrices shrink as structures
-    leave, and H⁻¹ is inverted afresh at each shrinking.
+    are updated (Hassibi & Stork 1993; in the blockwise form of Kurtic et al., ZipLM, 2023). Matrices shrink as
+    structures leave, and H⁻¹ is inverted afresh at each shrinking.
     """
     hessian = damped(gram)
     count = weight.shape[1] // width
@@ -81,11 +81,13 @@ def _remove(weight: Tensor, inverse: Tensor, width: int, count: int) -> Tensor:
 
 def _scores(weight: Tensor, inverse: Tensor, width: int) -> Tensor:
     if width == 1:
-        return weight.pow(2).sum(dim=0) / inverse.diagonal()
+        single: Tensor = weight.pow(2).sum(dim=0) / inverse.diagonal()
+        return single
     size = weight.shape[1] // width
     blocks = inverse.reshape(size, width, size, width)[torch.arange(size), :, torch.arange(size), :]
     columns = weight.reshape(weight.shape[0], size, width).permute(1, 2, 0)
-    return (columns * torch.linalg.solve(blocks, columns)).sum(dim=(1, 2))
+    scores: Tensor = (columns * torch.linalg.solve(blocks, columns)).sum(dim=(1, 2))
+    return scores
 
 
 def repair(weight: Tensor, gram: Tensor, kept: Tensor) -> Tensor:
@@ -94,5 +96,5 @@ def repair(weight: Tensor, gram: Tensor, kept: Tensor) -> Tensor:
     W' = W·H[:,kept]·(H[kept,kept])⁻¹, the least-squares optimum for these columns.
     """
     hessian = damped(gram)
-    solved = torch.linalg.solve(hessian[kept][:, kept], hessian[kept] @ weight.to(torch.float64).T).T
+    solved: Tensor = torch.linalg.solve(hessian[kept][:, kept], hessian[kept] @ weight.to(torch.float64).T).T
     return solved.to(weight.dtype)

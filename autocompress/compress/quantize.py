@@ -104,7 +104,7 @@ def quantize(model: nn.Module, plan: Plan, calibration: Examples) -> dict[str, C
     ranges = input_ranges(model, static, calibration) if static else {}
     codes = {}
     for name, precision in wanted.items():
-        weight: Tensor = model.get_submodule(name).weight.detach()  # type: ignore[assignment]
+        weight = model.get_parameter(f"{name}.weight").detach()
         if not torch.isfinite(weight).all():
             raise ModelError(f"layer {name}: its weight holds NaN or infinity, which has no integer")
         made = quantize_weight(weight, precision)

@@ -45,7 +45,8 @@ class _Graph:
         return outputs[0]
 
     def array(self, name: str) -> NDArray[Any]:
-        return numpy_helper.to_array(self.initializers[name])
+        value: NDArray[Any] = numpy_helper.to_array(self.initializers[name])
+        return value
 
 
 def insert_codes(model: onnx.ModelProto, codes: Mapping[str, Codes], prefix: str = "model.") -> onnx.ModelProto:

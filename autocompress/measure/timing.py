@@ -36,7 +36,8 @@ class Rounds:
 
     def ratios(self, contestant: str, reference: str) -> NDArray[np.float64]:
         """Contestant / reference of each kept round."""
-        return np.array(self.blocks[contestant]) / np.array(self.blocks[reference])
+        ratios: NDArray[np.float64] = np.array(self.blocks[contestant]) / np.array(self.blocks[reference])
+        return ratios
 
     def __len__(self) -> int:
         """Number of kept rounds."""

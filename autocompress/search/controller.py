@@ -90,8 +90,6 @@ class Controller:
                 directions=["minimize", "maximize" if maximize else "minimize"],
                 load_if_exists=True,
             )
-            if not self._study.trials:
-                self._study.set_metric_names(["latency_ratio", "quality"])
         self._study.sampler = make_sampler(sampler, seed + len(self._study.trials))
         self._known = {trial.fingerprint: trial for trial in trials}
         self._settle(trials)

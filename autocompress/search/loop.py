@@ -18,6 +18,9 @@ from autocompress.search.probe import Probe
 from autocompress.search.status import Status, Watcher
 from autocompress.space import SearchSpace, Values
 
+#: Uniform levels that are also tried without recovery: light ones may need none.
+UNRECOVERED = 2
+
 #: Share of the time budget that the finalists may take at most.
 FINAL_SHARE = 0.25
 
@@ -216,7 +219,7 @@ class Loop:
 
 
 def seeds(space: SearchSpace, probe: Probe) -> Iterator[tuple[Origin, Values]]:
-    """What is evaluated first: dense, uniform int8, uniform levels, and every second block removed."""
+    """What is evaluated first: dense, uniform int8, uniform levels, the last half or every second block removed."""
     yield "dense", space.uniform()
     best: Precision = probe.fastest_precision
     for precision in ("int8", "int8-dynamic"):
@@ -226,13 +229,15 @@ def seeds(space: SearchSpace, probe: Probe) -> Iterator[tuple[Origin, Values]]:
     shares = sorted({*rules.groups.heads, *rules.groups.neurons} - {1.0}, reverse=True)
     blocks = space.table.blocks
     prunable = any(v.name.startswith("keep:") for v in space.variables)
-    for share in shares if prunable else ():
+    for place, share in enumerate(shares if prunable else ()):
+        if place < UNRECOVERED:
+            yield "uniform", space.uniform(keep=share, precision=best)
         yield "uniform", space.uniform(keep=share, precision=best, recover=True)
     if rules.blocks.remove and len(blocks) > 1:
-        removed = blocks[1::2]
-        yield "seed", space.uniform(precision=best, removed=removed, recover=True)
-        for share in shares[1::2] if prunable else ():
-            yield "seed", space.uniform(keep=share, precision=best, removed=removed, recover=True)
+        for removed in (blocks[(len(blocks) + 1) // 2 :], blocks[1::2]):
+            yield "seed", space.uniform(precision=best, removed=removed, recover=True)
+            for share in shares[1::2] if prunable else ():
+                yield "seed", space.uniform(keep=share, precision=best, removed=removed, recover=True)
     if not prunable:
         ranks = sorted({r for rule in rules.layers for r in rule.rank} - {1.0}, reverse=True)
         for rank in ranks:

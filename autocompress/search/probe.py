@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from autocompress.budgets import Budgets
-from autocompress.errors import AutocompressError, BudgetError
+from autocompress.compress.shape import shape
+from autocompress.distill import divergence, recover
+from autocompress.errors import AutocompressError, BudgetError, ModelError
 from autocompress.hardware import cores
 from autocompress.measure.latency import Bench, Contestant, Setting
 from autocompress.measure.timing import bootstrap_median
@@ -19,6 +21,10 @@ from autocompress.plan import PRECISIONS, Plan, Precision
 from autocompress.records import write_json
 from autocompress.runtimes import installed_runtimes
 from autocompress.space import SearchSpace
+
+#: Learning rates that the probe tries, and validation samples that it judges them by.
+RATES = 4
+RATE_SAMPLES = 256
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,19 @@ class PrecisionFact:
 
 
 @dataclass(frozen=True)
+class RateFact:
+    """Where a short recovery of the middle candidate ends at one learning rate.
+
+    Attributes:
+        learning_rate: 0.0 stands for no recovery at all.
+        divergence: mean KL(dense ‖ candidate) over validation samples, in nats; lower is better.
+    """
+
+    learning_rate: float
+    divergence: float
+
+
+@dataclass(frozen=True)
 class Probe:
     """What was found; all measured.
 
@@ -52,6 +71,7 @@ class Probe:
         precisions: uniform precisions against dense, in the profile's setting.
         smallest_latency_s: the smallest candidate of the space, unrecovered.
         dense_latency_s: dense in the profile's setting.
+        rates: learning rates tried on the middle candidate; empty where the space has no recovery.
     """
 
     dense: tuple[DenseSetting, ...]
@@ -59,6 +79,13 @@ class Probe:
     smallest_latency_s: float
     smallest_ratio_best_dense: float
     dense_latency_s: float
+    rates: tuple[RateFact, ...] = ()
+
+    @property
+    def learning_rate(self) -> float | None:
+        """The rate above 0 that ends nearest to the dense model; None where none was tried."""
+        tried = [fact for fact in self.rates if fact.learning_rate > 0]
+        return min(tried, key=lambda fact: fact.divergence).learning_rate if tried else None
 
     @property
     def best_dense(self) -> Setting:
@@ -95,6 +122,7 @@ class Probe:
             data["smallest_latency_s"],
             data["smallest_ratio_best_dense"],
             data["dense_latency_s"],
+            tuple(RateFact(**item) for item in data["rates"]),
         )
 
 
@@ -114,8 +142,12 @@ def run_probe(shop: Workshop, space: SearchSpace, path: Path, say: Callable[[str
     profile_dense = next(
         d for d in dense if Setting(d.runtime, d.threads) == Setting(shop.profile.runtime, shop.profile.threads)
     )
-    probe = Probe(dense, precisions, latency.latency_s, latency.ratio_best_dense, profile_dense.latency_s)
+    rates = probe_rates(shop, space)
+    probe = Probe(dense, precisions, latency.latency_s, latency.ratio_best_dense, profile_dense.latency_s, rates)
     write_json(path, probe.to_json())
+    if rates:
+        said = ", ".join(f"{fact.learning_rate:.2g}: {fact.divergence:.3f}" for fact in rates)
+        say(f"KL to dense after a short recovery, by learning rate: {said}; {probe.learning_rate:.2g} leads")
     say(
         f"reachable: {latency.latency_s * 1e3:.3g} ms (the smallest candidate, "
         f"{1 / latency.ratio_best_dense:.3g}x) to {profile_dense.latency_s * 1e3:.3g} ms (dense)"
@@ -178,6 +210,31 @@ def _only_linear(space: SearchSpace, precision: Precision) -> Plan:
     plan = space.decode(space.uniform(precision=precision))
     layers = {name: lp for name, lp in plan.layers.items() if lp.precision == precision}
     return Plan(layers=layers)
+
+
+def probe_rates(shop: Workshop, space: SearchSpace) -> tuple[RateFact, ...]:
+    """Recover the middle candidate for half the steps at four learning rates, and without any.
+
+    The right rate differs by orders of magnitude between models, and a wrong one spoils every seed.
+    """
+    rule = space.rules.distill
+    steps, bounds = rule.steps[-1] // 2, rule.learning_rate
+    if not steps or bounds.low == bounds.high:
+        return ()
+    task, table = shop.task, shop.table
+    plan = space.decode(space.uniform(keep=0.5, rank=0.5))
+    model = shape(task.model, plan, table, shop.bank)
+    sample = task.validation.subset(RATE_SAMPLES)
+    facts = [RateFact(0.0, divergence(task.model, model, sample))]
+    for rate in np.geomspace(bounds.low, bounds.high, RATES):
+        settings = replace(rule.default, learning_rate=float(rate), steps=steps)
+        try:
+            recovered = recover(model, settings, task, shop.teacher)
+        except ModelError:  # diverged: that is an answer too
+            facts.append(RateFact(float(rate), float("inf")))
+            continue
+        facts.append(RateFact(float(rate), divergence(task.model, recovered, sample)))
+    return tuple(facts)
 
 
 def check_reachable(probe: Probe, budgets: Budgets) -> None:

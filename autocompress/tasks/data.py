@@ -81,7 +81,8 @@ def _column_name(source: str, raw: Mapping[str, Any], wanted: Wanted) -> str:
     name = wanted.name or next((guess for guess in wanted.guesses if guess in present), None)
     if name is None:
         raise DataError(
-            f"{source}: which column holds the {wanted.role}? give --{wanted.role}-column; columns: {', '.join(present)}"
+            f"{source}: which column holds the {wanted.role}? give --{wanted.role}-column; "
+            f"columns: {', '.join(present)}"
         )
     for split, rows in raw.items():
         if name not in rows.column_names:
@@ -114,10 +115,11 @@ def _read(source: str | Path) -> Mapping[str, Any]:
         raise DataError(f"{source}: no such file or folder")
     try:
         return dict(datasets.load_dataset(str(source)))
-    except Exception as fault:
+    except Exception as fault:  # the hub's clients raise errors of several libraries
+        reason = f"{type(fault).__name__}: {(str(fault).splitlines() or [''])[0]}"
         raise DataError(
-            f"--data {source}: no such file or folder here, and the hub gave no data set of that name "
-            f"({type(fault).__name__}: {str(fault).splitlines()[0] if str(fault) else ''}); without a network give a folder or file"
+            f"--data {source}: no such file or folder here, and the hub gave no data set of that name ({reason}); "
+            "without a network give a folder or file"
         ) from fault
 
 
@@ -175,14 +177,14 @@ def class_numbers(labels: Sequence[Any], classes: Sequence[str], where: str) -> 
     by_name = {name: number for number, name in enumerate(classes)}
     numbers = []
     for row, label in enumerate(labels):
-        if isinstance(label, str) and label in by_name:
-            numbers.append(by_name[label])
-        elif (isinstance(label, int | np.integer) and not isinstance(label, bool) and 0 <= label < len(classes)) or (isinstance(label, str) and label.isdigit() and int(label) < len(classes)):
-            numbers.append(int(label))
-        else:
+        number = by_name.get(label) if isinstance(label, str) else label
+        if number is None and isinstance(label, str) and label.isdigit():
+            number = int(label)
+        if isinstance(number, bool) or not isinstance(number, int | np.integer) or not 0 <= number < len(classes):
             shown = ", ".join(list(classes)[:6]) + (", …" if len(classes) > 6 else "")
             raise DataError(
                 f"{where}: row {row}: label {label!r} is none of the model's {len(classes)} classes "
                 f"(0 to {len(classes) - 1}, or {shown})"
             )
+        numbers.append(int(number))
     return numbers

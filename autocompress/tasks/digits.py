@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.records import write_json
+from autocompress.tasks.hub import load_model
 from autocompress.tasks.task import Examples, Task, logits_of
 
 MODEL = {
@@ -30,9 +32,29 @@ MODEL = {
     "attention_probs_dropout_prob": 0.0,
     "initializer_range": 0.05,
 }
-TRAINING = {"steps": 1200, "batch_size": 32, "learning_rate": 5e-4, "weight_decay": 0.05, "copies": 20, "seed": 0}
-#: Largest turn in radians, change of scale, and shift as a share of the image, of an augmented copy.
-AUGMENTATION = {"turn": 0.2, "scale": 0.12, "shift": 0.1}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the reference model is trained.
+
+    Attributes:
+        turn, scale, shift: largest turn in radians, change of scale, and shift as a share of the image, of a copy.
+        copies: augmented versions of each training image.
+    """
+
+    steps: int = 1200
+    batch_size: int = 32
+    learning_rate: float = 5e-4
+    weight_decay: float = 0.05
+    copies: int = 20
+    turn: float = 0.2
+    scale: float = 0.12
+    shift: float = 0.1
+    seed: int = 0
+
+
+RECIPE = Recipe()
 SPLIT = {"seed": 0, "validation": 360, "test": 360}
 VERSION = "digits-vit-2"
 
@@ -45,7 +67,7 @@ def make_digits(say: Callable[[str], None] = print) -> Task:
     """The digits task with its trained reference model; trains it when the cache has none."""
     images, labels = _digits()
     test, validation, train = _split(labels)
-    augmented, repeated = _augment(images[train], labels[train], TRAINING["copies"], TRAINING["seed"])
+    augmented, repeated = _augment(images[train], labels[train], RECIPE)
     model = _reference_model(Examples({"pixel_values": augmented}, repeated), say)
     return Task(
         name="digits",
@@ -59,7 +81,7 @@ def make_digits(say: Callable[[str], None] = print) -> Task:
         snippet=SNIPPET,
         notes=(
             f"1,797 digits split with seed {SPLIT['seed']} into {len(train)} train, {len(validation)} validation and "
-            f"{len(test)} test; training images with {TRAINING['copies']} shifted and turned copies each",
+            f"{len(test)} test; training images with {RECIPE.copies} shifted and turned copies each",
         ),
     )
 
@@ -89,18 +111,18 @@ def _split(labels: Tensor) -> tuple[Any, Any, Any]:
     return np.sort(test), np.sort(validation), np.sort(train)
 
 
-def _augment(images: Tensor, labels: Tensor, copies: int, seed: int) -> tuple[Tensor, Tensor]:
-    """The images ``(n, 1, 8, 8)`` and `copies` randomly shifted, turned, scaled versions of each."""
-    generator = torch.Generator().manual_seed(seed)
-    many = images.repeat(copies, 1, 1, 1)
-    angle = _around_zero(generator, AUGMENTATION["turn"], len(many))
-    scale = 1.0 + _around_zero(generator, AUGMENTATION["scale"], len(many))
-    shift = _around_zero(generator, 2 * AUGMENTATION["shift"], len(many), 2)  # the grid is two units wide
+def _augment(images: Tensor, labels: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """The images ``(n, 1, 8, 8)`` and randomly shifted, turned and scaled versions of each."""
+    generator = torch.Generator().manual_seed(recipe.seed)
+    many = images.repeat(recipe.copies, 1, 1, 1)
+    angle = _around_zero(generator, recipe.turn, len(many))
+    scale = 1.0 + _around_zero(generator, recipe.scale, len(many))
+    shift = _around_zero(generator, 2 * recipe.shift, len(many), 2)  # the grid is two units wide
     cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
     theta = torch.stack([torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)], 1)
     grid = nn.functional.affine_grid(theta, list(many.shape), align_corners=False)
     turned = nn.functional.grid_sample(many, grid, align_corners=False)
-    return torch.cat([images, turned]), labels.repeat(copies + 1)
+    return torch.cat([images, turned]), labels.repeat(recipe.copies + 1)
 
 
 def _around_zero(generator: torch.Generator, largest: float, *size: int) -> Tensor:
@@ -112,31 +134,27 @@ def _reference_model(train: Examples, say: Callable[[str], None]) -> nn.Module:
 
     folder = cache_folder() / VERSION
     if (folder / "recipe.json").is_file():
-        return ViTForImageClassification.from_pretrained(folder, dtype=torch.float32).eval()
-    torch.manual_seed(TRAINING["seed"])
-    model = ViTForImageClassification(ViTConfig(**MODEL))
-    say(f"training the reference model once ({TRAINING['steps']} steps), kept in {folder}")
+        return load_model(ViTForImageClassification, folder)
+    torch.manual_seed(RECIPE.seed)
+    model: nn.Module = ViTForImageClassification(ViTConfig(**MODEL))
+    say(f"training the reference model once ({RECIPE.steps} steps), kept in {folder}")
     _fit(model, train, say)
-    model.save_pretrained(folder)
-    write_json(
-        folder / "recipe.json", {"model": MODEL, "training": TRAINING, "augmentation": AUGMENTATION, "split": SPLIT}
-    )
+    model.save_pretrained(folder)  # type: ignore[operator]
+    write_json(folder / "recipe.json", {"model": MODEL, "training": asdict(RECIPE), "split": SPLIT})
     return model.eval()
 
 
 def _fit(model: nn.Module, train: Examples, say: Callable[[str], None]) -> None:
-    steps = TRAINING["steps"]
-    generator = np.random.default_rng(TRAINING["seed"])
-    optimizer = torch.optim.AdamW(model.parameters(), TRAINING["learning_rate"], weight_decay=TRAINING["weight_decay"])
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, TRAINING["learning_rate"], total_steps=steps, pct_start=0.2
-    )
+    steps = RECIPE.steps
+    generator = np.random.default_rng(RECIPE.seed)
+    optimizer = torch.optim.AdamW(model.parameters(), RECIPE.learning_rate, weight_decay=RECIPE.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RECIPE.learning_rate, total_steps=steps, pct_start=0.2)
     model.train()
     for step in range(1, steps + 1):
-        inputs, targets = train.batch(generator.integers(0, len(train), TRAINING["batch_size"]))
+        inputs, targets = train.batch(generator.integers(0, len(train), RECIPE.batch_size))
         loss = nn.functional.cross_entropy(logits_of(model(**inputs)), targets)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()

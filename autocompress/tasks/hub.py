@@ -17,6 +17,9 @@ def load_pretrained(auto_class: Any, source: str | Path, **options: Any) -> Any:
     Raises:
         ModelError: the folder is no model, or the hub cannot be reached.
     """
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     path = Path(source)
     if str(source).startswith((".", "/", "~")) and not path.expanduser().is_dir():
         raise ModelError(f"--model {source}: no such folder")

@@ -21,6 +21,10 @@ Inputs = dict[str, Tensor]
 Batch = tuple[Inputs, Tensor]
 
 
+#: Batches whose samples are sorted by length together.
+LENGTH_CHUNK = 16
+
+
 class Column(Protocol):
     """One named input of all samples: a tensor ``(n, …)``, a list of tensors, or anything lazy like it."""
 
@@ -89,6 +93,22 @@ class Examples:
             inputs, targets = self.batch(rows)
             yield rows, inputs, targets
 
+    def random_batches(self, size: int, count: int, seed: int) -> Iterator[NDArray[np.int64]]:
+        """`count` batches of `size` sample numbers, drawn with replacement.
+
+        Where lengths vary, samples of like length share a batch (sorted within chunks of `LENGTH_CHUNK` batches,
+        whose order is shuffled again), so that little of a step goes into padding.
+        """
+        draw = np.random.default_rng(seed)
+        rank = np.empty(len(self), dtype=np.int64)
+        rank[self.by_length] = np.arange(len(self))
+        for start in range(0, count, LENGTH_CHUNK):
+            rows = draw.integers(0, len(self), (min(LENGTH_CHUNK, count - start), size))
+            if self.padding:
+                flat = rows.reshape(-1)
+                rows = draw.permutation(flat[np.argsort(rank[flat], kind="stable")].reshape(rows.shape))
+            yield from rows
+
     def subset(self, count: int, seed: int = 0) -> Examples:
         """`count` samples drawn without replacement (all of them when there are no more)."""
         if count >= len(self):
@@ -127,7 +147,8 @@ class Metric:
 
 
 def _hits(logits: NDArray[Any], targets: NDArray[Any]) -> NDArray[Any]:
-    return (logits.argmax(axis=-1) == targets).astype(float)
+    hits: NDArray[Any] = (logits.argmax(axis=-1) == targets).astype(float)
+    return hits
 
 
 #: Share of samples whose largest logit is their class.

@@ -1,0 +1,188 @@
+"""Tiny seeded models, data and tasks for the tests of the torch rooms. Builders only, no fixtures, no tests."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from autocompress.compress.bank import Bank
+from autocompress.hardware import HardwareProfile
+from autocompress.layers import LayerTable
+from autocompress.plan import LayerPlan, Plan, Quantize
+from autocompress.survey import survey
+from autocompress.tasks.task import Examples, Task
+
+VOCABULARY = 60
+CLASSES = 3
+LENGTHS = (5, 9, 12, 7)
+FAMILIES = ("bert", "roberta", "vit")
+
+
+def stirred(model: nn.Module, seed: int = 0, amount: float = 0.1) -> nn.Module:
+    """The model with noise on every parameter, so that no bias is zero and no two layers are alike."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += amount * torch.randn(parameter.shape, generator=generator)
+    return model.eval()
+
+
+def bert(hidden: int = 32, layers: int = 2, heads: int = 4, neurons: int = 64, seed: int = 0) -> nn.Module:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=neurons,
+        max_position_embeddings=40,
+        num_labels=CLASSES,
+    )
+    return stirred(BertForSequenceClassification(config), seed)
+
+
+def roberta(layers: int = 2) -> nn.Module:
+    from transformers import RobertaConfig, RobertaForSequenceClassification
+
+    torch.manual_seed(1)
+    config = RobertaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=42,
+        num_labels=CLASSES,
+        pad_token_id=1,
+    )
+    return stirred(RobertaForSequenceClassification(config), 1)
+
+
+def vit(layers: int = 2) -> nn.Module:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    torch.manual_seed(2)
+    config = ViTConfig(
+        hidden_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        intermediate_size=64,
+        image_size=8,
+        patch_size=4,
+        num_channels=1,
+        num_labels=CLASSES,
+    )
+    return stirred(ViTForImageClassification(config), 2)
+
+
+class Mlp(nn.Module):
+    """Two linears on rank-2 inputs ``(n, 16)``."""
+
+    def __init__(self, width: int = 48) -> None:
+        super().__init__()
+        self.first = nn.Linear(16, width)
+        self.second = nn.Linear(width, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.relu(self.first(x)))
+
+
+class Cnn(nn.Module):
+    """Two convolutions, the second grouped and without bias, and a linear, on images ``(n, 1, 8, 8)``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 8, 3, padding=1, stride=2)
+        self.second = nn.Conv2d(8, 12, 3, padding=1, groups=2, bias=False)
+        self.head = nn.Linear(12, CLASSES)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        hidden = torch.relu(self.second(torch.relu(self.first(pixel_values))))
+        return self.head(hidden.mean(dim=(2, 3)))
+
+
+def mlp(width: int = 48) -> nn.Module:
+    torch.manual_seed(3)
+    return Mlp(width).eval()
+
+
+def cnn() -> nn.Module:
+    torch.manual_seed(4)
+    return Cnn().eval()
+
+
+def texts(count: int, seed: int, lengths: tuple[int, ...] = LENGTHS) -> Examples:
+    """Ragged token ids (none of them padding) with their masks."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = [torch.randint(2, VOCABULARY, (lengths[i % len(lengths)],), generator=generator) for i in range(count)]
+    targets = torch.randint(0, CLASSES, (count,), generator=generator)
+    columns = {"input_ids": ids, "attention_mask": [torch.ones_like(row) for row in ids]}
+    return Examples(columns, targets, {"input_ids": 1, "attention_mask": 0})
+
+
+def tensors(name: str, shape: tuple[int, ...], count: int, seed: int) -> Examples:
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(count, *shape, generator=generator)
+    return Examples({name: values}, torch.randint(0, CLASSES, (count,), generator=generator))
+
+
+def task_of(model: nn.Module, lengths: tuple[int, ...] = LENGTHS, **changes: Any) -> Task:
+    """A task with 24 train, 12 validation and 10 test samples of the kind that the model takes."""
+    counts = {"train": (24, 10), "validation": (12, 11), "test": (10, 12)}
+    axes = {}
+    if isinstance(model, Mlp):
+        made = {split: tensors("x", (16,), *c) for split, c in counts.items()}
+    elif isinstance(model, Cnn) or type(model).__name__.startswith("ViT"):
+        made = {split: tensors("pixel_values", (1, 8, 8), *c) for split, c in counts.items()}
+    else:
+        made = {split: texts(*c, lengths) for split, c in counts.items()}
+        axes = {name: {1: "sequence"} for name in made["train"].inputs}
+    return Task(**{"name": "tiny", "model": model, **made, "dynamic_axes": axes, "batch_size": 8, **changes})
+
+
+def build(family: str, layers: int = 2) -> nn.Module:
+    return {"bert": bert, "roberta": roberta, "vit": vit}[family](layers=layers)
+
+
+def table_of(task: Task) -> LayerTable:
+    return survey(task.model, task.workload_inputs(1, None))
+
+
+def bank_of(task: Task, folder: Path) -> Bank:
+    return Bank(folder, task.model, table_of(task), task.calibration(), task.identity)
+
+
+def run(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """Logits in evaluation mode."""
+    with torch.inference_mode():
+        output = copy.deepcopy(model).eval()(**inputs)
+    return output if isinstance(output, Tensor) else output.logits
+
+
+def quantized(precision: str, *names: str) -> Plan:
+    """A plan that gives the named layers one precision."""
+    return Plan(layers={name: LayerPlan(quantize=Quantize(precision)) for name in names})
+
+
+def profile_of(runtime: str = "onnxruntime") -> HardwareProfile:
+    """One thread and the shortest protocol that is allowed."""
+    kinds = {"linear": ("fp32", "int8"), "conv": ("fp32", "int8"), "embedding": ("fp32", "int8-weights")}
+    timing = {"warmup_seconds": 0.01, "block_seconds": 0.001, "max_blocks": 8, "report_queries": 40}
+    return HardwareProfile.model_validate(
+        {"name": "tiny", "runtime": runtime, "threads": 1, "precisions": kinds, "timing": timing}
+    )
+
+
+def spread(rows: int, columns: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Correlated inputs ``(rows, columns)`` of very different sizes, float64, and their second moment."""
+    draw = np.random.default_rng(seed)
+    mixed = draw.normal(size=(rows, columns)) @ draw.normal(size=(columns, columns))
+    inputs = torch.from_numpy(mixed * np.exp(draw.normal(size=columns)))
+    return inputs, inputs.T @ inputs / rows
