@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from autocompress.records import Artifact, Latency, Trial
     from autocompress.run import Run
     from autocompress.space import load_space
-    from autocompress.survey import survey
     from autocompress.tasks import TaskSource, load_task
     from autocompress.tasks.task import Examples, Metric, Task
 
@@ -50,7 +49,6 @@ _HOMES = {
     "load_space": "space",
     "load_task": "tasks",
     "search": "launch",
-    "survey": "survey",
 }
 
 __all__ = [
@@ -78,7 +76,6 @@ __all__ = [
     "load_space",
     "load_task",
     "search",
-    "survey",
 ]
 
 

@@ -33,10 +33,10 @@ from autocompress.pipeline import Workshop, build
 from autocompress.plan import Plan
 from autocompress.records import read_trials, storage_errors, write_atomic, write_json
 from autocompress.run import Run, make_budgets
-from autocompress.search.controller import Sampler
-from autocompress.search.loop import Loop
-from autocompress.search.probe import Probe, check_reachable, run_probe
-from autocompress.search.status import Silent, Watcher
+from autocompress.searching.controller import Sampler
+from autocompress.searching.loop import Loop
+from autocompress.searching.probe import Probe, check_reachable, run_probe
+from autocompress.searching.status import Silent, Watcher
 from autocompress.space import SearchSpace, SpaceRules, build_space, default_space, load_space
 from autocompress.survey import survey
 from autocompress.tasks.task import Task

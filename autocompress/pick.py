@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autocompress.errors import ConfigError, NothingFitsError
+from autocompress.errors import ConfigError
 from autocompress.front import Front, front_entry
 from autocompress.records import Trial, storage_errors, write_atomic, write_json
 from autocompress.runtimes import Session, open_session
@@ -37,7 +37,8 @@ Latency source: {source}, {queries} queries in {blocks} blocks, workload {worklo
 ```
 
 Files: `model.onnx` (the integers that were timed and graded), `weights.safetensors` (the compressed torch model in
-float, before rounding), `plan.json` (what was done), `card.json` (these figures), and the task's processor, if any.
+float, before rounding; kept of models that no other beats in both), `plan.json` (what was done), `card.json` (these
+figures), and the task's processor, if any.
 """
 
 
@@ -85,15 +86,11 @@ def write_pick(
     if (out / "experiment.yaml").is_file():
         raise ConfigError(f"--out {out}: that is a run folder; choose another one for the picked model")
     source = (run / trial.artifact.path).parent
-    if not (source / "weights.safetensors").is_file():
-        raise NothingFitsError(
-            f"{trial.fingerprint}: its float weights were not kept, because another candidate is better in both; "
-            "pick one of the front, or by budgets"
-        )
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         for name in ("model.onnx", "weights.safetensors", "plan.json"):
-            shutil.copy2(source / name, out / name)
+            if (source / name).is_file():  # float weights are kept of non-dominated candidates
+                shutil.copy2(source / name, out / name)
         if (run / "processor").is_dir():
             shutil.copytree(run / "processor", out, dirs_exist_ok=True)
     figures = front_entry(trial, front, trial in front.points)

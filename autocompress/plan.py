@@ -324,7 +324,8 @@ def describe(plan: Plan, table: LayerTable) -> str:
             pairs = [(plan.groups[g.name].keep if g.name in plan.groups else g.size, g.size) for g in live]
             parts.append(f"{kind} {_shares(pairs)}")
     if gone:
-        parts.append(f"{len(gone)} of {len(table.blocks)} blocks removed")
+        which = ", ".join(str(i) for i, block in enumerate(table.blocks) if block in gone)
+        parts.append(f"{len(gone)} of {len(table.blocks)} blocks removed ({which})")
     live_layers = [e for e in effective_layers(plan, table) if not e.removed]
     ranks = [e.rank for e in live_layers if e.rank is not None]
     if ranks:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from autocompress.front import Front
 from autocompress.records import Trial
-from autocompress.search.status import Status
+from autocompress.searching.status import Status
 
 
 def _clock(seconds: float) -> str:

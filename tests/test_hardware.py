@@ -42,9 +42,7 @@ def test_precisions_are_ordered_heavy_first_and_always_hold_fp32(write):
 
 def test_threads_above_the_machine_are_refused(write, monkeypatch):
     monkeypatch.setattr("autocompress.hardware.cores", lambda: 2)
-    with pytest.raises(
-        ProfileError, match=r"mine\.yaml: threads must be 1 to 2 on this machine, or auto, but got 8"
-    ):
+    with pytest.raises(ProfileError, match=r"mine\.yaml: threads must be 1 to 2 on this machine, or auto, but got 8"):
         load_profile(write("threads: 8\nprecisions: {}\n"))
     assert load_profile(write("threads: 2\nprecisions: {}\n")).threads == 2
 

@@ -93,9 +93,7 @@ def test_json_round_trip_gives_an_equal_plan(plan):
 
 @given(plans)
 def test_order_of_the_mappings_changes_nothing(plan):
-    turned = Plan(
-        dict(reversed(plan.groups.items())), dict(reversed(plan.layers.items())), plan.distill, plan.seed
-    )
+    turned = Plan(dict(reversed(plan.groups.items())), dict(reversed(plan.layers.items())), plan.distill, plan.seed)
     assert turned == plan
     assert turned.fingerprint == plan.fingerprint
     assert list(turned.groups) == sorted(plan.groups)

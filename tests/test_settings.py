@@ -103,7 +103,7 @@ def test_validate_names_file_key_value_and_remedy(data, message):
 
 def test_validate_tells_several_mistakes_at_once():
     data = {"count": "many", "inner": {"low": []}, "nmae": "n"}
-    with pytest.raises(ConfigError, match="f.yaml:") as caught:
+    with pytest.raises(ConfigError, match=r"f\.yaml:") as caught:
         validate(Outer, data, "f.yaml", ConfigError)
     first, *rest = str(caught.value).splitlines()
     assert first == "f.yaml:"

@@ -152,7 +152,7 @@ class Bench:
         """Time contestants in turn; the first is the reference."""
         queries = {}
         for contestant in contestants:
-            seconds = self._open_session(contestant, timing)
+            seconds = self.load(contestant)
             queries[contestant.name] = queries_per_block(seconds, timing.block_seconds)
         by_name = {contestant.name: contestant for contestant in contestants}
 
@@ -170,8 +170,12 @@ class Bench:
             worker = self._workers[setting] = Worker(setting)
         return worker
 
-    def _open_session(self, contestant: Contestant, timing: Timing) -> float:
-        """Load an artefact, or warm a loaded one up again; returns a first guess of its seconds per query."""
+    def load(self, contestant: Contestant) -> float:
+        """Load an artefact, or wake a loaded one; returns a first guess of its seconds per query.
+
+        Raises:
+            MeasureError: the runtime refuses the file or its process dies.
+        """
         worker = self._worker(contestant.setting)
         if (contestant.setting, contestant.name) in self._open:
             times = worker.ask(do="block", key=contestant.name, queries=3)["times"]
@@ -181,7 +185,7 @@ class Bench:
             key=contestant.name,
             path=str(contestant.path),
             inputs=str(self.inputs),
-            warmup_seconds=timing.warmup_seconds,
+            warmup_seconds=self.profile.timing.warmup_seconds,
         )
         self._open.add((contestant.setting, contestant.name))
         return float(answer["query_s"])

@@ -14,7 +14,7 @@ from autocompress.report import words
 from autocompress.report.view import RunView
 
 #: The command that copies one model out of a run; `folder` is quoted for a shell.
-PICK = "autocompress pick {folder} --fingerprint {fingerprint}"
+PICK = "autocompress pick {folder} --fingerprint {fingerprint} --out picked"
 
 STATES: Mapping[str, str] = {
     "DONE": "in budget",

@@ -1,4 +1,4 @@
-"""Oracles: the dense model, its masked twin, a smaller architecture with the surviving weights, and the plan's counts."""
+"""Oracles: the dense model, its masked twin, a smaller architecture with the surviving weights, the plan's counts."""
 
 from __future__ import annotations
 
@@ -198,5 +198,5 @@ def test_a_plan_for_another_model_is_refused(family: Family) -> None:
 
 def test_weights_of_another_plan_are_refused(family: Family) -> None:
     small = shape(family.task.model, everything(family), family.table, family.bank)
-    with pytest.raises(RuntimeError, match="size mismatch|Missing key"):
+    with pytest.raises(RuntimeError, match=r"size mismatch|Missing key"):
         restore(family.task.model, Plan(), family.table, small.state_dict())

@@ -12,7 +12,7 @@ import numpy as np
 from autocompress.budgets import Budgets
 from autocompress.compress.shape import shape
 from autocompress.distill import divergence, recover
-from autocompress.errors import AutocompressError, BudgetError, ModelError
+from autocompress.errors import AutocompressError, BudgetError, MeasureError, ModelError
 from autocompress.hardware import cores
 from autocompress.measure.latency import Bench, Contestant, Setting
 from autocompress.measure.timing import bootstrap_median
@@ -164,6 +164,11 @@ def find_best_dense(bench: Bench) -> tuple[DenseSetting, ...]:
             if Setting(runtime, threads) not in settings:
                 settings.append(Setting(runtime, threads))
     contestants = [Contestant(f"dense:{s.runtime}:{s.threads}", bench.dense.path, s) for s in settings]
+    for contestant in list(contestants[1:]):
+        try:
+            bench.load(contestant)
+        except MeasureError:  # another runtime may lack an operator; the profile's own must not
+            contestants.remove(contestant)
     rounds = bench.race(contestants, profile.timing)
     reference = contestants[0].name
     found = [

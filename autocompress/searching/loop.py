@@ -10,12 +10,13 @@ from pathlib import Path
 from autocompress.budgets import Budgets
 from autocompress.errors import AutocompressError
 from autocompress.front import Front, fits
+from autocompress.measure.latency import REPORT_ROUNDS
 from autocompress.pipeline import Workshop, evaluate, measure_again, score_artifact
 from autocompress.plan import Precision
 from autocompress.records import Origin, Trial, append_line
-from autocompress.search.controller import Controller, Sampler
-from autocompress.search.probe import Probe
-from autocompress.search.status import Status, Watcher
+from autocompress.searching.controller import Controller, Sampler
+from autocompress.searching.probe import Probe
+from autocompress.searching.status import Status, Watcher
 from autocompress.space import SearchSpace, Values
 
 #: Uniform levels that are also tried without recovery: light ones may need none.
@@ -159,7 +160,7 @@ class Loop:
         measure = sum(t.seconds.get("measure", 0.0) for t in done) / len(done)
         score = sum(t.seconds.get("score", 0.0) for t in done) / len(done)
         share = len(self.shop.task.test) / len(self.shop.task.validation)
-        finals = (len(self.front.points) + 2) * (1.5 * measure + share * score) + 2.0
+        finals = (len(self.front.points) + 2) * (REPORT_ROUNDS * measure + share * score) + 2.0
         return candidate + min(finals, FINAL_SHARE * self.budget_s)
 
     def _grade_finalists(self) -> None:

@@ -1,0 +1,66 @@
+"""What the probe's findings mean for budgets, precisions and learning rates."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from autocompress.budgets import Budgets
+from autocompress.errors import BudgetError
+from autocompress.searching.probe import DenseSetting, PrecisionFact, Probe, RateFact, check_reachable
+
+PROBE = Probe(
+    dense=(DenseSetting("openvino", 2, 0.008, 0.8), DenseSetting("onnxruntime", 2, 0.010, 1.0)),
+    precisions=(
+        PrecisionFact("int8-dynamic", 0.6, 0.59, 0.61, True, ""),
+        PrecisionFact("int8", 0.5, 0.49, 0.51, True, ""),
+        PrecisionFact("int4-weights", 1.3, 1.29, 1.31, False, "slower than int8"),
+    ),
+    smallest_latency_s=0.001,
+    smallest_ratio_best_dense=0.125,
+    dense_latency_s=0.010,
+    rates=(RateFact(0.0, 0.2), RateFact(1e-4, 0.1), RateFact(1e-3, 0.4)),
+)
+
+
+def test_fastest_dense_is_the_first() -> None:
+    assert str(PROBE.best_dense) == "openvino, 2 threads"
+
+
+def test_slower_precisions_are_dropped_and_the_fastest_kept_one_seeds() -> None:
+    assert PROBE.dropped == {"int4-weights"}
+    assert PROBE.fastest_precision == "int8"
+
+
+def test_best_rate_is_the_nearest_to_dense_that_trains() -> None:
+    assert PROBE.learning_rate == 1e-4
+
+
+def test_json_round_trip() -> None:
+    assert Probe.from_json(json.loads(json.dumps(PROBE.to_json()))) == PROBE
+
+
+@pytest.mark.parametrize(
+    "budgets",
+    [Budgets(), Budgets(max_latency_s=0.001), Budgets(min_speedup=8.0)],
+    ids=["none", "latency-just-reached", "speedup-just-reached"],
+)
+def test_reachable_budgets_pass(budgets: Budgets) -> None:
+    check_reachable(PROBE, budgets)
+
+
+@pytest.mark.parametrize(
+    ("budgets", "message"),
+    [
+        (Budgets(max_latency_s=0.0009), r"--max-latency 0\.9 ms .* 1 ms to 10 ms"),
+        (
+            Budgets(min_speedup=8.1),
+            r"--min-speedup 8\.1x .* up to 8x over the fastest dense fp32 \(openvino, 2 threads\)",
+        ),
+    ],
+    ids=["latency", "speedup"],
+)
+def test_unreachable_budgets_name_the_range(budgets: Budgets, message: str) -> None:
+    with pytest.raises(BudgetError, match=message):
+        check_reachable(PROBE, budgets)

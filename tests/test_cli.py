@@ -1,0 +1,187 @@
+"""The command line as a user meets it: exit codes, messages, resuming after a kill, starting without torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from autocompress import cli
+
+ROOT = Path(__file__).resolve().parent.parent
+TASK = f"{ROOT / 'examples' / 'my_task.py'}:make_task"
+FLAGS = ["--task", TASK, "--hardware", "cpu-1-thread", "--budget", "5m"]
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Run the command line in this process: exit code, stdout, stderr."""
+    before = sys.argv
+    sys.argv = ["autocompress", *arguments]
+    try:
+        cli.main()
+        code = 0
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    finally:
+        sys.argv = before
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was killed with -9 after two candidates and resumed by the same command."""
+    out = tmp_path_factory.mktemp("cli") / "run"
+    command = [sys.executable, "-m", "autocompress.cli", "search", *FLAGS, "--max-trials", "6", "--out", str(out)]
+    first = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+    lines = out / "trials.jsonl"
+    give_up = time.monotonic() + 300
+    while not (lines.is_file() and lines.read_bytes().count(b"\n") >= 2):
+        assert first.poll() is None, "the search ended before it could be killed"
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    kept = lines.read_bytes()
+    (out / "kept.bin").write_bytes(kept)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (out / "stdout.txt").write_text(done.stdout)
+    (out / "stderr.txt").write_text(done.stderr)
+    return out
+
+
+def test_resume_after_kill_keeps_every_line_and_repeats_nothing(run_folder: Path) -> None:
+    kept = (run_folder / "kept.bin").read_bytes()
+    whole = (run_folder / "trials.jsonl").read_bytes()
+    finished = kept[: kept.rfind(b"\n") + 1]
+    assert whole.startswith(finished)
+    trials = [json.loads(line) for line in whole.splitlines()]
+    searched = [t for t in trials if t["quality_test"] is None]
+    assert sorted({t["number"] for t in trials}) == list(range(6))
+    assert len({t["fingerprint"] for t in searched}) == len(searched)
+
+
+def test_search_shows_progress_and_where_things_are(run_folder: Path) -> None:
+    progress = (run_folder / "stderr.txt").read_text()
+    assert "finalists" in progress
+    printed = (run_folder / "stdout.txt").read_text()
+    for expected in ("Pareto front", "ratio", "drop val", "report.html", "artifacts", "autocompress pick"):
+        assert expected in printed
+
+
+def test_front_json_is_a_list_of_objects(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _err = call(capsys, "front", str(run_folder), "--json")
+    assert code == 0
+    assert {"fingerprint", "latency_ratio_best_dense", "plan"} <= set(json.loads(out)[0])
+
+
+def test_report_prints_its_path(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _err = call(capsys, "report", str(run_folder))
+    assert code == 0
+    assert Path(out.strip()).is_file()
+
+
+def test_pick_and_its_exit_code_when_nothing_fits(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _err = call(capsys, "pick", str(run_folder), "--max-drop", "30pt", "--out", str(tmp_path / "a"))
+    assert code == 0
+    assert (tmp_path / "a" / "model.onnx").is_file()
+    code, out, err = call(capsys, "pick", str(run_folder), "--min-speedup", "900x", "--out", str(tmp_path / "b"))
+    assert code == 3
+    assert "no model fits; the nearest is" in err
+    assert "900x asked" in err
+
+
+@pytest.mark.parametrize("command", ["front", "report"])
+def test_reading_a_run_needs_no_torch(run_folder: Path, command: str) -> None:
+    """Oracle: a process in which torch, optuna and onnx cannot be imported."""
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['torch', 'optuna', 'onnx', 'transformers']));"
+        f"sys.argv = ['autocompress', '{command}', {str(run_folder)!r}];"
+        "from autocompress.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+BAD_CALLS = {
+    "no-task": (["search"], "give --task"),
+    "unknown-task": (["search", "--task", "digts"], "--task 'digts' is unknown; did you mean 'digits'"),
+    "no-file": (["search", "--task", "nowhere.py:make"], "no file nowhere.py"),
+    "no-function": (["search", "--task", TASK.replace("make_task", "mak_task")], "did you mean 'make_task'"),
+    "no-model": (["search", "--task", "text-classification"], "needs --model"),
+    "model-folder": (["search", "--task", "text-classification", "--model", "./nope", "--data", "x"], "no such folder"),
+    "budget": (["search", *FLAGS[:2], "--budget", "soon"], "--budget must be a time above 0"),
+    "latency": (["search", *FLAGS[:2], "--max-latency", "5"], "--max-latency must be a time above 0 such as 5ms"),
+    "drop": (["search", *FLAGS[:2], "--max-drop", "1"], "--max-drop must be points such as 1pt"),
+    "speedup": (["search", *FLAGS[:2], "--min-speedup", "0.5x"], "--min-speedup must be a factor of 1 or more"),
+    "profile": (["search", *FLAGS[:2], "--hardware", "cpuu"], "hardware_profiles has no 'cpuu'; did you mean 'cpu'"),
+    "space": (["search", *FLAGS[:2], "--space", "transformr"], "did you mean 'transformer'"),
+    "flag": (["search", "--taks", "digits"], "No such option"),
+    "run": (["front", "nowhere"], "nowhere: no run there"),
+    "pick-what": (["pick", "nowhere", "--out", "x"], "no run there"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_CALLS.values(), ids=BAD_CALLS)
+def test_bad_calls_say_what_is_wrong(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    code, _out, err = call(capsys, *arguments)
+    assert code == 2
+    assert err.startswith("autocompress: ")
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_experiment_file_tells_all_mistakes_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "experiment.yaml"
+    file.write_text("task: digits\nbudgt: 5m\nseed: many\n")
+    code, _out, err = call(capsys, "search", str(file))
+    assert code == 2
+    assert f"{file}:" in err
+    assert "budgt: unknown key; did you mean 'budget'" in err
+    assert "seed:" in err
+    assert "'many'" in err
+
+
+def test_an_experiment_file_runs_and_flags_go_before_it(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run's own experiment.yaml, given back, is the same experiment: it finds itself done."""
+    code, out, err = call(
+        capsys, "search", str(run_folder / "experiment.yaml"), "--out", str(run_folder), "--budget", "5m",
+        "--max-trials", "6",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "nothing left to do" in err
+
+
+def test_a_layer_pattern_that_matches_nothing_shows_near_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = tmp_path / "mine.yaml"
+    space.write_text("layers: [{match: 'encoder.*', precision: [fp32, int8]}]\n")
+    code, _out, err = call(capsys, "search", *FLAGS, "--space", str(space), "--out", str(tmp_path / "run"))
+    assert code == 2
+    assert "layer pattern 'encoder.*' matches no layer" in err
+
+
+def test_a_full_disk_stops_with_a_remedy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
+    code, _out, err = call(capsys, "search", *FLAGS, "--out", str(tmp_path / "run"))
+    assert code == 2
+    assert "1 MB left on the disk" in err

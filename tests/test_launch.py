@@ -1,0 +1,240 @@
+"""A whole small search through the public API, and what its folder says afterwards."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import yaml
+
+import autocompress
+from autocompress.errors import BudgetError, ConfigError, NothingFitsError, RunMismatchError, SpaceError
+from autocompress.records import read_trials
+
+ROOT = Path(__file__).resolve().parent.parent
+TRIALS = 7
+
+
+def example_task() -> autocompress.Task:
+    spec = importlib.util.spec_from_file_location("my_task", ROOT / "examples" / "my_task.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.make_task()
+
+
+@pytest.fixture(scope="module")
+def task() -> autocompress.Task:
+    return example_task()
+
+
+@pytest.fixture(scope="module")
+def run(task: autocompress.Task, tmp_path_factory: pytest.TempPathFactory) -> autocompress.Run:
+    out = tmp_path_factory.mktemp("runs") / "mlp"
+    return autocompress.search(task, out=out, hardware="cpu-1-thread", budget="5m", max_trials=TRIALS)
+
+
+def test_search_evaluates_what_it_was_allowed(run: autocompress.Run) -> None:
+    assert len(run.trials) == TRIALS
+    assert [t.number for t in run.trials] == list(range(TRIALS))
+    assert len({t.fingerprint for t in run.trials}) == TRIALS
+    assert run.trials[0].origin == "dense"
+    assert "uniform-int8" in {t.origin for t in run.trials}
+
+
+def test_every_measured_number_comes_from_its_own_file(run: autocompress.Run) -> None:
+    for trial in run.trials:
+        assert trial.state == "DONE", trial.error
+        assert trial.latency is not None
+        assert trial.artifact is not None
+        assert trial.latency.source == "measured"
+        assert trial.latency.blocks >= 7
+        assert (run.folder / trial.artifact.path).stat().st_size == trial.artifact.size_bytes
+        assert set(trial.seconds) >= {"compress", "quantize", "export", "measure", "score"}
+
+
+def test_dense_against_itself_is_about_one(run: autocompress.Run) -> None:
+    """The same file timed in turn with itself: the ratio's truth is 1."""
+    dense = run.front.dense
+    assert dense is not None
+    assert dense.latency is not None
+    assert dense.latency.ratio == pytest.approx(1.0, abs=0.15)
+
+
+def test_quality_is_of_the_artefact(run: autocompress.Run, task: autocompress.Task) -> None:
+    """Oracle: ONNX Runtime on the file, by hand."""
+    for trial in run.front.points:
+        assert trial.artifact is not None
+        session = onnxruntime.InferenceSession(str(run.folder / trial.artifact.path))
+        for split, quality in ((task.validation, trial.quality), (task.test, trial.quality_test)):
+            logits = session.run(None, {"input": split.inputs["input"].numpy()})[0]
+            assert (logits.argmax(-1) == split.targets.numpy()).mean() == pytest.approx(quality, abs=0.01)
+
+
+def test_front_is_graded_on_test_and_timed_again(run: autocompress.Run) -> None:
+    assert run.front.points
+    for trial in (*run.front.points, *run.front.references):
+        assert trial.quality_test is not None
+        assert trial.latency is not None
+        assert trial.latency.tier == "report"
+
+
+def test_front_json_has_the_promised_keys(run: autocompress.Run) -> None:
+    keys = {
+        "fingerprint", "latency_s", "latency_source", "latency_ratio", "latency_ratio_best_dense",
+        "latency_ratio_best_dense_low", "latency_ratio_best_dense_high", "quality_validation", "quality_test",
+        "quality_dense_test", "drop_points_test", "size_bytes", "size_bytes_dense", "artifact", "artifact_dense", "plan",
+    }  # fmt: skip
+    entries = run.entries()
+    assert entries == json.loads((run.folder / "front.json").read_text())
+    for entry in entries:
+        assert set(entry) >= keys
+        assert (run.folder / entry["artifact"]).is_file()
+        assert (run.folder / entry["artifact_dense"]).stat().st_size == entry["size_bytes_dense"]
+
+
+def test_best_dense_ratio_is_of_the_fastest_setting(run: autocompress.Run) -> None:
+    probe = json.loads((run.folder / "probe.json").read_text())
+    assert probe["best_dense"]["ratio"] == min(item["ratio"] for item in probe["dense"])
+    assert {item["runtime"] for item in probe["dense"]} >= {"onnxruntime"}
+
+
+def test_the_same_call_again_finds_itself_done(run: autocompress.Run, task: autocompress.Task) -> None:
+    before = (run.folder / "trials.jsonl").read_bytes()
+    again = autocompress.search(task, out=run.folder, hardware="cpu-1-thread", budget="5m", max_trials=TRIALS)
+    assert (run.folder / "trials.jsonl").read_bytes() == before
+    assert again.front.points == run.front.points
+
+
+def test_more_trials_continue_the_run(run: autocompress.Run, task: autocompress.Task) -> None:
+    old = {t.number: t.fingerprint for t in run.trials}
+    again = autocompress.search(task, out=run.folder, hardware="cpu-1-thread", budget="5m", max_trials=TRIALS + 1)
+    new = {t.number: t.fingerprint for t in again.trials}
+    assert len(new) == TRIALS + 1
+    assert {number: new[number] for number in old} == old
+
+
+def test_two_searches_never_share_a_folder(run: autocompress.Run, task: autocompress.Task) -> None:
+    import fcntl
+
+    with (run.folder / ".lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="another process searches"):
+            autocompress.search(task, out=run.folder, hardware="cpu-1-thread", budget="5m")
+
+
+def test_another_experiment_is_refused_with_what_differs(run: autocompress.Run, task: autocompress.Task) -> None:
+    with pytest.raises(RunMismatchError, match=r"seed: 0 there, 3 now") as fault:
+        autocompress.search(task, out=run.folder, hardware="cpu", seed=3)
+    assert "hardware profile: 'cpu-1-thread' there, 'cpu' now" in str(fault.value)
+
+
+def test_another_model_is_refused(run: autocompress.Run) -> None:
+    changed = example_task()
+    changed.model[0].weight.data[0, 0] += 1.0
+    with pytest.raises(RunMismatchError, match="model or data"):
+        autocompress.search(changed, out=run.folder, hardware="cpu-1-thread")
+
+
+def test_a_folder_of_strangers_is_refused(task: autocompress.Task, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ConfigError, match=r"holds thesis\.tex but no run"):
+        autocompress.search(task, out=tmp_path)
+
+
+def test_an_impossible_latency_is_refused_with_the_reachable_range(task: autocompress.Task, tmp_path: Path) -> None:
+    with pytest.raises(BudgetError, match=r"--max-latency 1e-06 ms .* reachable here: .* ms to .* ms"):
+        autocompress.search(task, out=tmp_path / "run", hardware="cpu-1-thread", max_latency=1e-9, max_trials=1)
+
+
+def test_a_space_without_a_choice_is_refused_before_any_work(task: autocompress.Task, tmp_path: Path) -> None:
+    space = tmp_path / "empty.yaml"
+    space.write_text("layers: [{match: '*', precision: [fp32]}]\n")
+    with pytest.raises(SpaceError, match="leaves nothing to choose"):
+        autocompress.search(task, out=tmp_path / "run", space=space)
+    assert not (tmp_path / "run").exists()
+
+
+def test_budgets_mark_trials_and_say_what_they_lack(task: autocompress.Task, tmp_path: Path) -> None:
+    run = autocompress.search(
+        task, out=tmp_path / "run", hardware="cpu-1-thread", budget="3m", max_drop="0.01pt", max_trials=5
+    )
+    over = [t for t in run.trials if t.state == "INFEASIBLE"]
+    dense = run.front.dense
+    assert dense is not None
+    for trial in run.trials:
+        assert trial.quality is not None
+        assert dense.quality is not None
+        assert (trial.state == "INFEASIBLE") == (dense.quality - trial.quality > 0.0001)
+    assert all("0.01 points allowed" in t.error for t in over)
+
+
+def test_pick_writes_a_folder_whose_snippet_runs_alone(run: autocompress.Run, tmp_path: Path) -> None:
+    picked = run.pick(tmp_path / "picked", max_drop="50pt")
+    names = {item.name for item in picked.folder.iterdir()}
+    assert names >= {"model.onnx", "weights.safetensors", "plan.json", "README.md", "card.json"}
+    card = (picked.folder / "README.md").read_text()
+    snippet = card.split("```python\n")[1].split("```")[0]
+    assert len(snippet.splitlines()) <= 5
+    ready = snippet.replace("inputs = ...", "import numpy; inputs = {'input': numpy.zeros((1, 64), 'float32')}  #")
+    done = subprocess.run([sys.executable, "-c", ready], cwd=picked.folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("[")
+
+
+def test_picked_model_loads_through_the_api(run: autocompress.Run, tmp_path: Path) -> None:
+    picked = run.pick(tmp_path / "picked", min_speedup="1x")
+    logits = picked.load().run({"input": np.zeros((3, 64), dtype=np.float32)})[0]
+    assert logits.shape == (3, 10)
+    plan = json.loads((picked.folder / "plan.json").read_text())
+    assert plan == picked.figures["plan"]
+
+
+def test_picked_weights_rebuild_the_torch_model(run: autocompress.Run, task: autocompress.Task, tmp_path: Path) -> None:
+    """Oracle: for a plan without integers, the rebuilt torch model and the ONNX file are the same function."""
+    import safetensors.torch
+    import torch
+
+    from autocompress.compress.shape import restore
+
+    dense = run.front.dense
+    assert dense is not None
+    picked = run.pick(tmp_path / "picked", fingerprint=dense.fingerprint)
+    weights = safetensors.torch.load_file(picked.folder / "weights.safetensors")
+    rebuilt = restore(task.model, dense.plan, run.table, weights)
+    inputs = torch.rand(4, 64)
+    with torch.inference_mode():
+        expected = rebuilt(input=inputs).numpy()
+    assert np.allclose(picked.load().run({"input": inputs.numpy()})[0], expected, atol=1e-4)
+
+
+def test_nothing_fits_names_the_nearest_miss(run: autocompress.Run, tmp_path: Path) -> None:
+    with pytest.raises(NothingFitsError, match=r"the nearest is [0-9a-f]{16} .* 1e\+03x asked") as fault:
+        run.pick(tmp_path / "picked", min_speedup="1000x")
+    assert fault.value.exit_code == 3
+    assert not (tmp_path / "picked").exists()
+
+
+def test_experiment_yaml_says_what_would_repeat_the_run(run: autocompress.Run) -> None:
+    data = yaml.safe_load((run.folder / "experiment.yaml").read_text())
+    assert data["hardware"] == "cpu-1-thread"
+    assert data["resolved"]["samples"] == {"train": 1000, "validation": 400, "test": 397}
+    assert data["resolved"]["space"]["name"] == "generic"
+
+
+def test_trials_file_is_read_back_as_it_was_written(run: autocompress.Run) -> None:
+    trials = read_trials(run.folder / "trials.jsonl")
+    assert [t.to_json() for t in trials] == [t.to_json() for t in run.trials]
+
+
+def test_report_is_written_and_names_the_run(run: autocompress.Run) -> None:
+    page = run.report().read_text()
+    assert run.folder.name in page
+    assert all(trial.fingerprint in page for trial in run.trials)

@@ -1,0 +1,52 @@
+"""The README is true: its commands exist with these flags, its Python runs, its example is the shipped one."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from autocompress.cli import app
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BASH = [line for block in re.findall(r"```bash\n(.*?)```", README, flags=re.S) for line in block.splitlines()]
+PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+
+
+@pytest.mark.parametrize("line", BASH)
+def test_commands_exist(line: str) -> None:
+    words = shlex.split(line, comments=True)
+    if words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), flags=re.M)
+        return
+    assert words[0] == "autocompress"
+    command = typer.main.get_command(app).commands[words[1]]
+    known = {option for parameter in command.params for option in parameter.opts}
+    assert {word for word in words[2:] if word.startswith("--")} <= known
+
+
+def test_shown_task_is_the_shipped_example() -> None:
+    shown = next(block for block in PYTHON if "def make_task" in block)
+    assert shown in (ROOT / "examples" / "my_task.py").read_text(encoding="utf-8")
+
+
+def test_shown_python_runs(tmp_path: Path) -> None:
+    code = next(block for block in PYTHON if block.startswith("import autocompress"))
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False, env={**os.environ}
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) >= 1
+
+
+def test_files_that_it_links_to_exist() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target

@@ -1,0 +1,93 @@
+"""Every shipped YAML is read, opens with a comment, and works. Oracles: `check_plan` and the profile's kernels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autocompress.errors import SpaceError
+from autocompress.hardware import cores, load_profile
+from autocompress.plan import Plan, check_plan
+from autocompress.settings import shipped_names
+from autocompress.space import build_space, load_space
+
+TOP = Path(__file__).resolve().parent.parent
+SPACES = sorted((TOP / "search_spaces").iterdir())
+PROFILES = sorted((TOP / "hardware_profiles").iterdir())
+
+
+def stem(path: Path) -> str:
+    return path.stem
+
+
+@pytest.mark.parametrize("file", [*SPACES, *PROFILES], ids=lambda p: f"{p.parent.name}-{p.name}")
+def test_it_is_yaml_and_opens_with_a_comment(file):
+    assert file.suffix == ".yaml"
+    first = file.read_text(encoding="utf-8").splitlines()[0]
+    assert first.startswith("# ")
+    assert len(first) > 20
+
+
+@pytest.mark.parametrize("folder", ["search_spaces", "hardware_profiles"])
+def test_shipped_names_are_all_files(folder):
+    assert shipped_names(folder) == sorted(p.stem for p in (TOP / folder).iterdir())
+
+
+@pytest.mark.parametrize("file", SPACES, ids=stem)
+def test_space_loads_by_name_and_by_path(file):
+    rules = load_space(file)
+    assert load_space(file.stem) == rules
+    assert rules.name == file.stem
+    assert rules.description
+
+
+@pytest.mark.parametrize("file", PROFILES, ids=stem)
+def test_profile_loads_by_name_and_by_path(file):
+    profile = load_profile(file)
+    assert load_profile(file.stem) == profile
+    assert profile.name == file.stem
+    assert profile.description
+    assert 1 <= profile.threads <= cores()
+    assert set(profile.precisions) == {"linear", "conv", "embedding"}
+
+
+@pytest.mark.parametrize("profile_file", PROFILES, ids=stem)
+@pytest.mark.parametrize("space_file", SPACES, ids=stem)
+def test_space_on_profile_gives_dense_int8_and_smallest(space_file, profile_file, table):
+    profile = load_profile(profile_file)
+    space = build_space(load_space(space_file), table, profile)
+    assert space.decode(space.uniform()) == Plan()
+    int8 = space.decode(space.uniform(precision="int8"))
+    check_plan(int8, table)
+    assert {int8.layers[la.name].precision for la in table.layers if la.kind == "linear"} == {"int8"}
+    smallest = space.decode(space.smallest("int8"))
+    check_plan(smallest, table)
+    assert smallest.distill is None
+
+
+@pytest.mark.parametrize("profile_file", PROFILES, ids=stem)
+@pytest.mark.parametrize("space_file", SPACES, ids=stem)
+@settings(max_examples=15)
+@given(data=st.data())
+def test_every_plan_of_space_on_profile_has_a_kernel(space_file, profile_file, table, data):
+    profile = load_profile(profile_file)
+    space = build_space(load_space(space_file), table, profile)
+    values = {
+        v.name: data.draw(st.integers(0, len(v.levels) - 1) if v.levels else st.floats(v.low, v.high))
+        for v in space.variables
+    }
+    plan = space.decode(values)
+    check_plan(plan, table)
+    for name, layer_plan in plan.layers.items():
+        assert layer_plan.precision in profile.precisions[table.layer(name).kind]
+
+
+@pytest.mark.parametrize("file", SPACES, ids=stem)
+def test_space_with_a_typing_mistake_is_refused(file, tmp_path):
+    copy = tmp_path / file.name
+    copy.write_text(file.read_text(encoding="utf-8").replace("precision:", "precison:"))
+    with pytest.raises(SpaceError, match=r"layers\.0\.precison: unknown key; did you mean 'precision'"):
+        load_space(copy)
