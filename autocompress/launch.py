@@ -227,6 +227,7 @@ def _claimed(root: Path) -> Iterator[None]:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
+        handle.close()
         raise ConfigError(f"--out {root}: another process searches in this run folder right now") from None
     with handle:
         yield

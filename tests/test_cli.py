@@ -91,10 +91,10 @@ def test_report_prints_its_path(run_folder: Path, capsys: pytest.CaptureFixture[
 def test_pick_and_its_exit_code_when_nothing_fits(
     run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, out, _err = call(capsys, "pick", str(run_folder), "--max-drop", "30pt", "--out", str(tmp_path / "a"))
+    code, _out, _err = call(capsys, "pick", str(run_folder), "--max-drop", "30pt", "--out", str(tmp_path / "a"))
     assert code == 0
     assert (tmp_path / "a" / "model.onnx").is_file()
-    code, out, err = call(capsys, "pick", str(run_folder), "--min-speedup", "900x", "--out", str(tmp_path / "b"))
+    code, _out, err = call(capsys, "pick", str(run_folder), "--min-speedup", "900x", "--out", str(tmp_path / "b"))
     assert code == 3
     assert "no model fits; the nearest is" in err
     assert "900x asked" in err
@@ -157,7 +157,7 @@ def test_experiment_file_tells_all_mistakes_at_once(tmp_path: Path, capsys: pyte
 
 def test_an_experiment_file_runs_and_flags_go_before_it(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A run's own experiment.yaml, given back, is the same experiment: it finds itself done."""
-    code, out, err = call(
+    code, _out, err = call(
         capsys, "search", str(run_folder / "experiment.yaml"), "--out", str(run_folder), "--budget", "5m",
         "--max-trials", "6",
     )  # fmt: skip

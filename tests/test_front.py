@@ -91,6 +91,12 @@ def test_choose(front, budgets, number):
     assert front.choose(budgets).number == number
 
 
+def test_choose_of_a_quality_that_is_minimized(make_trial):
+    perplexity = (make_trial(0, 1.0, 20.0, origin="dense"), make_trial(1, 0.5, 22.0), make_trial(2, 0.4, 23.0))
+    assert Front(perplexity, False).choose(Budgets(min_speedup=2.0)).number == 1
+    assert Front(perplexity, False).choose(Budgets(max_drop=Drop(0.2, True))).number == 2
+
+
 def test_choose_ignores_the_budgets_of_the_search(trials):
     over = tuple(t.replace(state="INFEASIBLE") if t.measured else t for t in trials)
     assert Front(over, True).choose(Budgets(min_speedup=1.5)).number == 1

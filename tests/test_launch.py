@@ -90,7 +90,8 @@ def test_front_json_has_the_promised_keys(run: autocompress.Run) -> None:
     keys = {
         "fingerprint", "latency_s", "latency_source", "latency_ratio", "latency_ratio_best_dense",
         "latency_ratio_best_dense_low", "latency_ratio_best_dense_high", "quality_validation", "quality_test",
-        "quality_dense_test", "drop_points_test", "size_bytes", "size_bytes_dense", "artifact", "artifact_dense", "plan",
+        "quality_dense_test", "drop_points_test", "size_bytes", "size_bytes_dense", "artifact", "artifact_dense",
+        "plan",
     }  # fmt: skip
     entries = run.entries()
     assert entries == json.loads((run.folder / "front.json").read_text())

@@ -75,6 +75,7 @@ def test_no_points_give_an_empty_mask_and_no_volume():
         pytest.param([(5, 1), (1, 5)], (3, 3), (False, False), 0.0, id="beyond_the_reference"),
         pytest.param([(3, 1)], (3, 3), (False, False), 0.0, id="on_the_reference"),
         pytest.param([(1, math.nan), (1, 1)], (3, 3), (False, False), 4.0, id="nan_left_out"),
+        pytest.param([(-math.inf, 1), (1, 1)], (3, 3), (False, False), 4.0, id="infinite_left_out"),
         pytest.param([(math.nan, 1)], (3, 3), (False, False), 0.0, id="only_nan"),
     ],
 )

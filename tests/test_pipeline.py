@@ -157,6 +157,7 @@ def test_a_plan_for_another_model_fails_with_its_reason(shop: Workshop) -> None:
     assert trial.error.startswith("PlanError: the plan does not fit this model")
 
 
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True to a scalar")
 def test_a_recovery_that_diverges_fails_with_its_reason(shop: Workshop) -> None:
     task = replace(shop.task, loss=lambda logits, _targets: logits.sum().detach() * float("nan"))
     trial = evaluate(Plan(distill=Distill(steps=2)), replace(shop, task=task))

@@ -97,6 +97,7 @@ def test_order_of_the_mappings_changes_nothing(plan):
     assert turned == plan
     assert turned.fingerprint == plan.fingerprint
     assert list(turned.groups) == sorted(plan.groups)
+    assert list(turned.layers) == sorted(plan.layers)
 
 
 @given(plans, plans)
@@ -323,12 +324,12 @@ def test_legal_precisions_of_each_kind(kind, legal):
         pytest.param(
             Plan({"net.0.attention/heads": Prune(2)}), "heads 75 %", id="heads_of_all_live_groups"
         ),  # 6 of 8
-        pytest.param(Plan({"net.0.mlp/neurons": Prune(4), "net.1": Prune(0)}), "neurons 25 %, 1 of 2 blocks removed",
-                     id="neurons_of_the_block_that_stays"),
+        pytest.param(Plan({"net.0.mlp/neurons": Prune(4), "net.1": Prune(0)}),
+                     "neurons 25 %, 1 of 2 blocks removed (1)", id="neurons_of_the_block_that_stays"),
         pytest.param(Plan(layers={"net.0.q": LayerPlan(Factorize(2))}), "rank 2", id="one_rank"),
         pytest.param(Plan(layers={"net.0.q": LayerPlan(Factorize(2)), "net.0.k": LayerPlan(Factorize(3))}),
                      "rank 2–3 ×2", id="two_ranks"),
-        pytest.param(RICH, "heads 50 %, 1 of 2 blocks removed, rank 2, int8 ×1, int8-weights ×1, "
+        pytest.param(RICH, "heads 50 %, 1 of 2 blocks removed (1), rank 2, int8 ×1, int8-weights ×1, "
                            "λ 0.90, T 4.0, 30 steps", id="rich"),
     ],
 )  # fmt: skip

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from autocompress.compress.factorize import factorize
 from autocompress.compress.prune import columns_of
 from autocompress.compress.shape import Passthrough, restore, shape
 from autocompress.errors import PlanError
@@ -176,6 +177,18 @@ def test_full_rank_is_the_dense_model(family: Family) -> None:
     torch.testing.assert_close(
         run(small, samples(family)), run(family.task.model, samples(family)), rtol=1e-3, atol=1e-4
     )
+
+
+def test_a_pruned_layer_is_factorized_for_the_inputs_that_stay(family: Family) -> None:
+    group = next(g for g in family.table.groups if g.kind == "neurons")
+    name, prune = group.consumers[0], Prune(40, repair=False)
+    kept = family.bank.kept(group, prune)
+    assert kept.tolist() != list(range(40))
+    plan = Plan({group.name: prune}, {name: LayerPlan(Factorize(6))})
+    first, second = shape(family.task.model, plan, family.table, family.bank).get_submodule(name)
+    weight = family.task.model.get_parameter(f"{name}.weight").detach()[:, kept]
+    out_factor, in_factor = factorize(weight, family.bank.gram(name)[kept][:, kept], 6)
+    torch.testing.assert_close(second.weight @ first.weight, out_factor @ in_factor, rtol=1e-4, atol=1e-5)
 
 
 def test_factors_of_a_layer_without_bias(tmp_path: object) -> None:

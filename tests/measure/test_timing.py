@@ -90,7 +90,7 @@ def test_a_drifting_round_is_thrown_away_and_counted():
 
 
 @pytest.mark.parametrize(
-    ("after", "rejected"), [(1.029, 0), (1.031, 7), (1 / 1.029, 0), (1 / 1.031, 7)], ids=["in", "out", "in", "out"]
+    ("after", "rejected"), [(1.0295, 0), (1.0305, 7), (1 / 1.0295, 0), (1 / 1.0305, 7)], ids=["in", "out", "in", "out"]
 )
 def test_drift_is_judged_in_both_directions(after, rejected):
     machine = Machine(lambda _, call: after if call % 4 == 3 else 1.0)

@@ -244,6 +244,16 @@ def test_a_failed_trial_that_was_not_told_stays_failed(journal, small, failure):
     assert again.ask().plan != asked.plan
 
 
+def test_a_resumed_sampler_moves_on_instead_of_starting_over(journal, large, answer):
+    controller, trials = start(journal, large), []
+    for _ in range(3):
+        asked = controller.ask()
+        trials.append(answer(asked))
+        controller.tell(asked.number, trials[-1])
+    assert start(journal, large, trials).ask().number == 3  # no repetition was answered in between
+    assert states(journal) == ["COMPLETE"] * 3 + ["RUNNING"]
+
+
 def test_what_was_told_is_not_told_again(journal, small, answer):
     controller = start(journal, small)
     asked = controller.ask()
