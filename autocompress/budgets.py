@@ -50,11 +50,13 @@ class Drop:
     def lost(self, quality: float, dense: float, maximize: bool) -> float:
         """Quality lost against dense, in the unit of `amount`."""
         lost = dense - quality if maximize else quality - dense
-        return lost / abs(dense) if self.relative else lost
+        return lost / (abs(dense) or 1.0) if self.relative else lost
 
     def __str__(self) -> str:
         """As a user would say it."""
-        return f"{self.amount:.3g} of dense" if self.relative else f"{self.amount * 100:.3g} points"
+        if self.relative:
+            return f"{self.amount * 100:.3g} % of the dense quality"
+        return "1 point" if self.amount == 0.01 else f"{self.amount * 100:.3g} points"
 
 
 def parse_drop(text: str, flag: str = "--max-drop") -> Drop:
@@ -118,11 +120,11 @@ class Budgets:
             )
         if over.get("speedup", 0) > 0:
             words.append(
-                f"it is {1 / trial.latency.ratio_best_dense_high:.2f}x faster (lower end), {self.min_speedup:g}x asked"
+                f"it is {1 / trial.latency.ratio_best_dense_high:.3f}x faster (lower end), {self.min_speedup:g}x asked"
             )
         if over.get("drop", 0) > 0 and self.max_drop:
             lost = self.max_drop.lost(trial.quality, quality_dense, maximize)
-            shown = f"{lost:.2%} of dense" if self.max_drop.relative else f"{lost * 100:.2f} points"
+            shown = f"{lost * 100:.3g} %" if self.max_drop.relative else f"{lost * 100:.2f} points"
             words.append(f"it loses {shown} on validation, {self.max_drop} allowed")
         return words
 

@@ -116,7 +116,7 @@ def recover(student: nn.Module, settings: Distill, task: Task, teacher: TeacherC
         inputs, targets = task.train.batch(rows)
         loss = distillation_loss(logits_of(trained(**inputs)), teacher.logits(rows), targets, settings, task.loss)
         if not torch.isfinite(loss):
-            raise ModelError(f"recovery diverged: the loss is {float(loss)} at step {step} of {settings}")
+            raise ModelError(f"recovery diverged: the loss is {loss.detach().item()} at step {step} of {settings}")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(weights, MAX_GRADIENT_NORM)

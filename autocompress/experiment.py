@@ -17,7 +17,7 @@ class Experiment(BaseModel):
     A run's own `experiment.yaml` is one too: its `resolved` part is what was found, and is not read back.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), coerce_numbers_to_str=True)
 
     task: str
     model: str | None = None
@@ -49,10 +49,9 @@ def load_experiment(path: Path | None, flags: dict[str, Any]) -> Experiment:
         ConfigError: all mistakes at once, naming file (or flags), key, value and remedy.
     """
     given = {key: value for key, value in flags.items() if value is not None}
-    if path is None:
-        if "task" not in given:
-            raise ConfigError("give --task (digits, text-classification, image-classification or my.py:make_task)")
-        return validate(Experiment, given, "flags", ConfigError)
-    data = read_yaml(path, ConfigError)
-    validate(Experiment, data, str(path), ConfigError)
-    return validate(Experiment, {**data, **given}, str(path), ConfigError)
+    data = read_yaml(path, ConfigError) if path else {}
+    if path:
+        validate(Experiment, {**{"task": given.get("task")}, **data}, str(path), ConfigError)
+    if "task" not in {**data, **given}:
+        raise ConfigError("give --task (digits, text-classification, image-classification or my.py:make_task)")
+    return validate(Experiment, {**data, **given}, "flags", ConfigError)

@@ -32,12 +32,12 @@ class Front:
     @property
     def dense(self) -> Trial | None:
         """The measured dense trial."""
-        return next((t for t in self.trials if t.origin == "dense" and t.measured), None)
+        return next((t for t in self.measured if t.origin == "dense"), None)
 
     @property
     def measured(self) -> tuple[Trial, ...]:
-        """Trials with latency and quality, within the budgets or not."""
-        return tuple(t for t in self.trials if t.measured)
+        """Trials with latency and quality that did not fail afterwards, within the budgets or not."""
+        return tuple(t for t in self.trials if t.measured and t.state in ("DONE", "INFEASIBLE"))
 
     @property
     def feasible(self) -> tuple[Trial, ...]:
@@ -88,11 +88,10 @@ class Front:
         Raises:
             NothingFitsError: with the nearest miss and what it lacks.
         """
-        candidates = self.all_nondominated()
-        if self.dense is None or not candidates:
+        if self.dense is None:
             raise NothingFitsError("the run holds no measured model yet")
         quality_dense = _quality(self.dense)
-        fitting = [t for t in candidates if fits(t, budgets, quality_dense, self.maximize)]
+        fitting = [t for t in self.measured if fits(t, budgets, quality_dense, self.maximize)]
         if fitting:
             by_speed = budgets.max_latency_s is None and budgets.min_speedup is None
             return min(fitting, key=_ratio) if by_speed else max(fitting, key=self._goodness)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -32,7 +31,7 @@ class Workload(_Strict):
 
 
 class Rounding(_Strict):
-    """Multiples to which widths and ranks are rounded up."""
+    """Multiples to which widths and ranks are rounded, at least one."""
 
     heads: Count = 1
     neurons: Count = 8
@@ -84,11 +83,6 @@ class HardwareProfile(_Strict):
             kind: tuple(p for p in PRECISIONS if p in levels or p == "fp32") for kind, levels in sorted(value.items())
         }
 
-    @property
-    def key(self) -> str:
-        """Fingerprint of everything that a latency depends on."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
-
 
 def cores() -> int:
     """Physical cores that this process may use."""
@@ -109,6 +103,7 @@ def load_profile(name_or_path: str | Path) -> HardwareProfile:
     threads = data.get("threads", "auto")
     if threads == "auto":
         data["threads"] = available
-    elif isinstance(threads, int) and threads > available:
+    profile = validate(HardwareProfile, data, str(path), ProfileError)
+    if profile.threads > available:
         raise ProfileError(f"{path}: threads must be 1 to {available} on this machine, or auto, but got {threads}")
-    return validate(HardwareProfile, data, str(path), ProfileError)
+    return profile

@@ -114,6 +114,9 @@ def search(
             watcher.say(f"nothing left to do: {run.status()}")
             return run
         torch.set_num_threads(cores())
+        torch.set_flush_denormal(
+            True
+        )  # a recovery near its end has tiny gradients, which else slow it down severalfold
         with Bench(
             profile, root / "inputs.npz", root / "artifacts" / f"{Plan().fingerprint}-r0" / "model.onnx"
         ) as bench:

@@ -89,6 +89,7 @@ def write_pick(
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         for name in ("model.onnx", "weights.safetensors", "plan.json"):
+            (out / name).unlink(missing_ok=True)  # of an earlier pick
             if (source / name).is_file():  # float weights are kept of non-dominated candidates
                 shutil.copy2(source / name, out / name)
         if (run / "processor").is_dir():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
@@ -21,10 +22,17 @@ Precision = Literal["fp32", "int8", "int8-dynamic", "int8-weights", "int4-weight
 #: From heavy to light in weight bytes and arithmetic; the order of the levels in every space.
 PRECISIONS: tuple[Precision, ...] = ("fp32", "int8-dynamic", "int8", "int8-weights", "int4-weights")
 
-#: Bytes that one weight takes, scales not counted.
+#: Neighbouring weights that share one scale in the 4-bit format.
+INT4_GROUP = 32
+
+#: Bits that one weight takes, scales not counted.
 WEIGHT_BITS: Mapping[str, int] = MappingProxyType(
     {"fp32": 32, "int8-dynamic": 8, "int8": 8, "int8-weights": 8, "int4-weights": 4}
 )
+
+
+def _is_count(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,7 @@ class Prune:
 
     def __post_init__(self) -> None:
         """Refuse a negative count or an unknown score."""
-        if not isinstance(self.keep, int) or self.keep < 0:
+        if not _is_count(self.keep, 0):
             raise PlanError(f"Prune.keep must be an integer of 0 or more, but got {self.keep!r}")
         if self.score not in ("obs", "magnitude"):
             raise PlanError(f"Prune.score must be 'obs' or 'magnitude', but got {self.score!r}")
@@ -55,7 +63,7 @@ class Factorize:
 
     def __post_init__(self) -> None:
         """Refuse a rank below 1."""
-        if not isinstance(self.rank, int) or self.rank < 1:
+        if not _is_count(self.rank, 1):
             raise PlanError(f"Factorize.rank must be an integer of 1 or more, but got {self.rank!r}")
 
 
@@ -102,15 +110,16 @@ class Distill:
     steps: int = 100
 
     def __post_init__(self) -> None:
-        """Refuse values outside their ranges, all at once."""
+        """Refuse values outside their ranges, all at once; whole numbers become floats, so that equal is equal."""
         faults = []
-        if not 0.0 <= self.soft_weight <= 1.0:
-            faults.append(f"soft_weight must be in [0, 1], but got {self.soft_weight!r}")
-        if not self.temperature > 0:
-            faults.append(f"temperature must be above 0, but got {self.temperature!r}")
-        if not self.learning_rate > 0:
-            faults.append(f"learning_rate must be above 0, but got {self.learning_rate!r}")
-        if not isinstance(self.steps, int) or self.steps < 1:
+        for name, words in (("soft_weight", "in [0, 1]"), ("temperature", "above 0"), ("learning_rate", "above 0")):
+            value = getattr(self, name)
+            legal = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+            if not legal or (value > 1 if name == "soft_weight" else value == 0):
+                faults.append(f"{name} must be a number {words}, but got {value!r}")
+            else:
+                object.__setattr__(self, name, float(value))
+        if not _is_count(self.steps, 1):
             faults.append(f"steps must be an integer of 1 or more, but got {self.steps!r}")
         if faults:
             raise PlanError("Distill: " + "; ".join(faults))
@@ -157,9 +166,14 @@ class Plan:
 _SETTINGS = {"factorize": Factorize, "quantize": Quantize}
 
 
-def _build(kind: type, data: object, where: str) -> Any:
+def _mapping(data: object, where: str) -> Mapping[str, Any]:
     if not isinstance(data, Mapping):
         raise PlanError(f"{where}: expected an object, but got {data!r}")
+    return data
+
+
+def _build(kind: type, data: object, where: str) -> Any:
+    data = _mapping(data, where)
     legal = kind.__dataclass_fields__  # type: ignore[attr-defined]
     for key in data:
         if key not in legal:
@@ -172,25 +186,29 @@ def _build(kind: type, data: object, where: str) -> Any:
 
 def plan_from_json(data: object, source: str = "plan") -> Plan:
     """Read a plan; raises `PlanError` naming `source`, the key and the value."""
-    if not isinstance(data, Mapping):
-        raise PlanError(f"{source}: expected an object, but got {data!r}")
+    data = _mapping(data, source)
     for key in data:
         if key not in Plan.__dataclass_fields__:
             raise PlanError(f"{source}: unknown key {key!r}{near(str(key), Plan.__dataclass_fields__)}")
-    groups = {name: _build(Prune, value, f"{source}: groups: {name}") for name, value in data.get("groups", {}).items()}
+    groups = {
+        name: _build(Prune, value, f"{source}: groups: {name}")
+        for name, value in _mapping(data.get("groups", {}), f"{source}: groups").items()
+    }
     layers = {}
-    for name, value in data.get("layers", {}).items():
+    for name, value in _mapping(data.get("layers", {}), f"{source}: layers").items():
         where = f"{source}: layers: {name}"
-        for key in value:
+        for key in _mapping(value, where):
             if key not in _SETTINGS:
                 raise PlanError(f"{where}: unknown key {key!r}{near(str(key), _SETTINGS)}")
         layers[name] = LayerPlan(**{k: _build(_SETTINGS[k], v, f"{where}: {k}") for k, v in value.items()})
-    distill = data.get("distill")
+    distill, seed = data.get("distill"), data.get("seed", 0)
+    if not _is_count(seed, 0):
+        raise PlanError(f"{source}: seed must be an integer of 0 or more, but got {seed!r}")
     return Plan(
         groups,
         layers,
         _build(Distill, distill, f"{source}: distill") if distill is not None else None,
-        int(data.get("seed", 0)),
+        seed,
     )
 
 
@@ -271,6 +289,8 @@ def _plan_faults(plan: Plan, table: LayerTable) -> Iterator[str]:
             yield f"groups: {name}: keep must be at most {names[name].size}, but got {prune.keep}"
         elif prune.keep == 0 and names[name].kind != "block":
             yield f"groups: {name}: keep must be 1 or more (remove the block to remove all), but got 0"
+        elif names[name].kind != "block" and names[name].block in removed_blocks(plan, table):
+            yield f"groups: {name}: its block is removed, so nothing else can be done to it"
     known = {la.name: la for la in table.layers}
     for name in plan.layers:
         if name not in known:
@@ -296,7 +316,8 @@ def legal_precisions(layer: Layer) -> tuple[Precision, ...]:
     if not layer.allows("quantize"):
         return ("fp32",)
     if layer.kind == "embedding":
-        return ("fp32", "int8-weights", "int4-weights")
+        whole = layer.weight_shape[1] % INT4_GROUP == 0  # the runtime's 4-bit gather knows whole groups only
+        return ("fp32", "int8-weights", "int4-weights") if whole else ("fp32", "int8-weights")
     if layer.kind == "conv":
         return ("fp32", "int8")
     return ("fp32", "int8-dynamic", "int8", "int4-weights")

@@ -177,7 +177,7 @@ def storage_errors(path: Path) -> Iterator[None]:
             raise StorageError(
                 f"{path}: no space left on the disk; free some and run the same command again: what is done is kept"
             ) from fault
-        if fault.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
+        if fault.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
             raise StorageError(f"{path}: cannot be written ({fault.strerror}); choose another --out") from fault
         raise
 
@@ -248,7 +248,14 @@ def read_lines(path: Path) -> Iterable[dict[str, Any]]:
 def read_trials(path: Path) -> list[Trial]:
     """All trials of a `trials.jsonl`; a later line about the same number (test figures added) wins."""
     by_number: dict[int, Trial] = {}
-    for data in read_lines(path):
-        trial = trial_from_json(data)
+    for line, data in enumerate(read_lines(path), start=1):
+        try:
+            trial = trial_from_json(data)
+        except RunMismatchError as fault:
+            raise RunMismatchError(f"{path}: line {line}: {fault}") from None
+        except (AutocompressError, TypeError, KeyError, AttributeError) as fault:
+            raise AutocompressError(
+                f"{path}: line {line} is no trial of this version ({type(fault).__name__}: {fault}); remove it to go on"
+            ) from None
         by_number[trial.number] = trial
     return [by_number[number] for number in sorted(by_number)]

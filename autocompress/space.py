@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -29,6 +31,7 @@ from autocompress.settings import find_yaml, read_yaml, validate
 FOLDER = "search_spaces"
 
 Share = Annotated[float, Field(gt=0, le=1)]
+Shares = Annotated[tuple[Share, ...], Field(min_length=1)]
 Values = dict[str, int | float]
 
 
@@ -44,8 +47,8 @@ def _from_full(levels: tuple[float, ...]) -> tuple[float, ...]:
 class GroupRules(_Strict):
     """Shares of structures that may stay, such as ``heads: [1.0, 0.5]``; what is left out is not pruned."""
 
-    heads: tuple[Share, ...] = (1.0,)
-    neurons: tuple[Share, ...] = (1.0,)
+    heads: Shares = (1.0,)
+    neurons: Shares = (1.0,)
 
     _order = field_validator("heads", "neurons")(_from_full)
 
@@ -62,8 +65,8 @@ class LayerRule(_Strict):
 
     match: str = "*"
     kind: Literal["linear", "conv", "embedding"] | None = None
-    precision: tuple[Precision, ...] = ("fp32",)
-    rank: tuple[Share, ...] = (1.0,)
+    precision: Annotated[tuple[Precision, ...], Field(min_length=1)] = ("fp32",)
+    rank: Shares = (1.0,)
     share: Literal["layer", "block", "all"] = "layer"
 
     _order = field_validator("rank")(_from_full)
@@ -88,14 +91,22 @@ class Bounds(_Strict):
         return self
 
 
+class DistillDefault(_Strict):
+    """Where seeds start; the learning rate is replaced by the probe's."""
+
+    soft_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+
+
 class DistillRule(_Strict):
     """Ranges of the recovery; ``steps: [0]`` turns it off."""
 
     soft_weight: Bounds = Bounds(low=0.0, high=1.0)
     temperature: Bounds = Bounds(low=1.0, high=8.0, log=True)
     learning_rate: Bounds = Bounds(low=1e-4, high=1e-3, log=True)
-    steps: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
-    default: Distill = Distill()
+    steps: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
+    default: DistillDefault = DistillDefault()
 
     @field_validator("steps")
     @classmethod
@@ -140,16 +151,37 @@ class Variable:
 
 
 @dataclass(frozen=True)
+class LayerChoice:
+    """What one layer may take.
+
+    Attributes:
+        scope: layers of one scope share their choices.
+        precisions: of its rule that exist for it, have a kernel, and were not dropped; "fp32" where none is left.
+    """
+
+    scope: str
+    precisions: tuple[Precision, ...]
+
+
+@dataclass(frozen=True)
 class SearchSpace:
-    """Variables of one model on one profile, and what their values mean."""
+    """Variables of one model on one profile, and what their values mean.
+
+    Attributes:
+        rules, table, profile: what it was built from.
+        variables: what is searched: more than one level, or an interval.
+        fixed: what the rules leave one level of, by the name its variable would have.
+        choices: layer name to what it may take.
+    """
 
     rules: SpaceRules
     table: LayerTable
     profile: HardwareProfile
     variables: tuple[Variable, ...]
-    scopes: Mapping[str, str] = field(default_factory=dict)  # layer name -> scope of its rule
+    fixed: Mapping[str, float | str]
+    choices: Mapping[str, LayerChoice]
 
-    @property
+    @cached_property
     def by_name(self) -> dict[str, Variable]:
         """Variables by name."""
         return {variable.name: variable for variable in self.variables}
@@ -158,21 +190,25 @@ class SearchSpace:
         """The plan that the values mean; what has no effect is left out, so that equal candidates are equal plans.
 
         A removed block takes its other choices with it; full shares, full ranks, ranks at or above break-even and
-        fp32 say nothing; no steps, no distillation settings. When more blocks would go than `keep_at_least` allows,
-        the first ones stay.
+        fp32 say nothing; no steps, no distillation settings and no seed. A layer whose scope chose a precision that
+        the layer lacks takes the lightest it has that is not lighter. When more blocks would go than `keep_at_least`
+        allows, the first ones stay.
         """
         groups, gone = self._decode_groups(values)
         bits = self._decode_precisions(values, gone)
         layers = self._decode_ranks(values, Plan(groups, bits), gone)
-        return Plan(groups, layers, self._decode_distill(values), seed)
+        distill = self._decode_distill(values)
+        return Plan(groups, layers, distill, seed if distill else 0)
 
     def _level(self, values: Mapping[str, int | float], name: str, default: float | str) -> float | str:
+        if name in self.fixed:
+            return self.fixed[name]
         variable = self.by_name.get(name)
         return variable.levels[int(values[name])] if variable and name in values else default
 
     def _decode_groups(self, values: Mapping[str, int | float]) -> tuple[dict[str, Prune], set[str]]:
         asked = [b for b in self.table.blocks if self._level(values, f"remove:{b}", 0) == 1]
-        allowed = len(self.table.blocks) - max(1, _up(len(self.table.blocks) * self.rules.blocks.keep_at_least, 1))
+        allowed = len(self.table.blocks) - math.ceil(len(self.table.blocks) * self.rules.blocks.keep_at_least - 1e-9)
         gone = set(asked[len(asked) - allowed :] if len(asked) > allowed else asked)
         groups = {block: Prune(0) for block in gone}
         for group in self.table.groups:
@@ -180,7 +216,7 @@ class SearchSpace:
                 continue
             share = float(self._level(values, f"keep:{group.name}", 1.0))
             step = self.profile.rounding.heads if group.kind == "heads" else self.profile.rounding.neurons
-            keep = min(group.size, _up(group.size * share, step))
+            keep = min(group.size, _round_to(group.size * share, step))
             if keep < group.size:
                 groups[group.name] = Prune(keep)
         return groups, gone
@@ -188,30 +224,34 @@ class SearchSpace:
     def _decode_precisions(self, values: Mapping[str, int | float], gone: set[str]) -> dict[str, LayerPlan]:
         layers = {}
         for layer in self.table.layers:
-            precision = self._level(values, f"precision:{self.scopes.get(layer.name)}", "fp32")
-            if precision != "fp32" and layer.block not in gone and precision in legal_precisions(layer):
+            choice = self.choices.get(layer.name)
+            if choice is None or layer.block in gone:
+                continue
+            wanted = self._level(values, f"precision:{choice.scope}", "fp32")
+            precision = choice.precisions[_lightest_up_to(choice.precisions, wanted)]
+            if precision != "fp32":
                 layers[layer.name] = LayerPlan(quantize=Quantize(precision))
         return layers
 
     def _decode_ranks(self, values: Mapping[str, int | float], plan: Plan, gone: set[str]) -> dict[str, LayerPlan]:
         layers = dict(plan.layers)
         for effective in effective_layers(plan, self.table):
-            layer = effective.layer
-            share = float(self._level(values, f"rank:{self.scopes.get(layer.name)}", 1.0))
-            if share == 1.0 or layer.block in gone or not layer.allows("factorize"):
+            layer, choice = effective.layer, self.choices.get(effective.layer.name)
+            if choice is None or layer.block in gone or not layer.allows("factorize"):
                 continue
+            share = float(self._level(values, f"rank:{choice.scope}", 1.0))
             out, into = effective.shape
-            rank = _up(min(out, into) * share, self.profile.rounding.rank)
-            if rank * (out + into) < out * into:
+            rank = min(_round_to(min(out, into) * share, self.profile.rounding.rank), min(out, into))
+            if share < 1.0 and rank * (out + into) < out * into:
                 layers[layer.name] = LayerPlan(Factorize(rank), layers.get(layer.name, LayerPlan()).quantize)
         return layers
 
     def _decode_distill(self, values: Mapping[str, int | float]) -> Distill | None:
-        default = self.rules.distill.default
-        steps = int(self._level(values, "steps", self.rules.distill.steps[0]))
+        steps = int(self._level(values, "steps", 0.0))
         if not steps:
             return None
-        chosen = {name: float(values.get(name, getattr(default, name))) for name in _DISTILL}
+        default = self.rules.distill.default
+        chosen = {name: float(self.fixed.get(name, values.get(name, getattr(default, name)))) for name in _DISTILL}
         if chosen["soft_weight"] == 0:
             chosen["temperature"] = default.temperature
         return Distill(**chosen, steps=steps)
@@ -248,14 +288,13 @@ class SearchSpace:
 
     def smallest(self, precision: Precision) -> Values:
         """Values of the least of everything at one precision, without recovery."""
-        least = min((lv for lv in (*self.rules.groups.heads, *self.rules.groups.neurons)), default=1.0)
-        return self.uniform(keep=least, precision=precision, removed=self.table.blocks)
+        return self.uniform(keep=0.0, precision=precision, rank=0.0, removed=self.table.blocks)
 
 
 _DISTILL = ("soft_weight", "temperature", "learning_rate")
 
 
-def _up(value: float, step: int) -> int:
+def _round_to(value: float, step: int) -> int:
     """The value rounded to the nearest multiple of `step`, at least one step."""
     return max(1, round(value / step)) * step
 
@@ -264,8 +303,8 @@ def _nearest(levels: tuple[float | str, ...], wanted: float) -> int:
     return min(range(len(levels)), key=lambda i: abs(float(levels[i]) - wanted))
 
 
-def _lightest_up_to(levels: tuple[float | str, ...], wanted: Precision) -> int:
-    """Index of the wanted precision; where a layer lacks it, of the lightest that is not lighter."""
+def _lightest_up_to(levels: Sequence[float | str], wanted: float | str) -> int:
+    """Index of the wanted precision among heavy-to-light levels; without it, of the lightest that is not lighter."""
     limit = PRECISIONS.index(wanted)
     if wanted in ("int8", "int8-dynamic") and "int8-weights" in levels:
         limit = PRECISIONS.index("int8-weights")  # embeddings hold weights only
@@ -293,72 +332,84 @@ def build_space(
         SpaceError: a pattern matches no layer, or nothing is left to choose; says why.
     """
     if learning_rate is not None:
-        default = replace(rules.distill.default, learning_rate=learning_rate)
+        default = rules.distill.default.model_copy(update={"learning_rate": learning_rate})
         rules = rules.model_copy(update={"distill": rules.distill.model_copy(update={"default": default})})
-    variables: list[Variable] = []
-    for group in table.groups:
-        if group.kind == "block":
-            if rules.blocks.remove:
-                variables.append(Variable(f"remove:{group.name}", (0, 1)))
-            continue
-        levels = rules.groups.heads if group.kind == "heads" else rules.groups.neurons
-        if len(levels) > 1:
-            variables.append(Variable(f"keep:{group.name}", levels))
-    scopes: dict[str, str] = {}
-    precision_levels: dict[str, list[Precision]] = {}
-    rank_levels: dict[str, tuple[float, ...]] = {}
-    for number, rule in enumerate(rules.layers):
-        matched = table.match(rule.match)
-        if rule.kind and not any(layer.kind == rule.kind for layer in matched):
-            kinds = ", ".join(sorted({layer.kind for layer in matched}))
-            if rule.match != "*":
-                raise SpaceError(f"space {rules.name!r}: layers.{number}: {rule.match!r} matches only {kinds} layers")
-            continue
-        for layer in matched:
-            if rule.kind and layer.kind != rule.kind:
-                continue
-            scope = _scope(rule, number, layer)
-            scopes[layer.name] = scope
-            available = profile.precisions.get(layer.kind, ("fp32",))
-            legal = legal_precisions(layer)
-            levels_here = [p for p in rule.precision if p in legal and p in available and p not in dropped]
-            before = precision_levels.setdefault(scope, [])
-            before += [p for p in levels_here if p not in before]
-            rank_levels[scope] = rule.rank if layer.allows("factorize") else rank_levels.get(scope, (1.0,))
-    live = dict.fromkeys(scopes.values())
-    for scope in live:
-        levels_of_scope = tuple(p for p in PRECISIONS if p in precision_levels[scope])
-        if len(levels_of_scope) > 1:
-            variables.append(Variable(f"precision:{scope}", levels_of_scope))
-        if len(rank_levels[scope]) > 1:
-            variables.append(Variable(f"rank:{scope}", rank_levels[scope]))
-    if not variables:
+    choices: dict[str, LayerChoice] = {}
+    levels = _group_levels(rules, table)
+    for layer, number, rule in _ruled_layers(rules, table):
+        available = profile.precisions.get(layer.kind, ("fp32",))
+        legal = [p for p in legal_precisions(layer) if p == "fp32" or (p in available and p not in dropped)]
+        scope = _scope(rule, number, layer)
+        offered = tuple(p for p in rule.precision if p in legal) or ("fp32",)
+        choices[layer.name] = LayerChoice(scope, offered)
+        before = levels.get(f"precision:{scope}", ())
+        levels[f"precision:{scope}"] = tuple(p for p in PRECISIONS if p in before or p in offered)
+        if layer.allows("factorize"):
+            levels[f"rank:{scope}"] = rule.rank
+    searched = [Variable(name, options) for name, options in levels.items() if len(options) > 1]
+    if not searched:
         raise SpaceError(
             f"space {rules.name!r} leaves nothing to choose for this model on profile {profile.name!r}: "
             f"{len(table.layers)} layers ({', '.join(sorted({la.kind for la in table.layers}))}), "
             f"{len(table.groups)} groups; precisions with a kernel: "
-            + "; ".join(f"{kind} {', '.join(levels)}" for kind, levels in profile.precisions.items())
+            + "; ".join(f"{kind} {', '.join(offers)}" for kind, offers in profile.precisions.items())
         )
-    return SearchSpace(rules, table, profile, (*variables, *_distill_variables(rules.distill)), scopes)
+    fixed: dict[str, float | str] = {name: options[0] for name, options in levels.items() if len(options) == 1}
+    recovery, held = _distill_variables(rules.distill)
+    return SearchSpace(rules, table, profile, (*searched, *recovery), {**fixed, **held}, choices)
+
+
+def _group_levels(rules: SpaceRules, table: LayerTable) -> dict[str, tuple[float | str, ...]]:
+    levels: dict[str, tuple[float | str, ...]] = {}
+    for group in table.groups:
+        if group.kind != "block":
+            levels[f"keep:{group.name}"] = rules.groups.heads if group.kind == "heads" else rules.groups.neurons
+        elif rules.blocks.remove:
+            levels[f"remove:{group.name}"] = (0, 1)
+    return levels
+
+
+def _ruled_layers(rules: SpaceRules, table: LayerTable) -> Iterator[tuple[Layer, int, LayerRule]]:
+    """Each layer that a rule fits, with the number of its last rule."""
+    last: dict[str, int] = {}
+    for number, rule in enumerate(rules.layers):
+        matched = table.match(rule.match)
+        fitting = [layer for layer in matched if rule.kind in (None, layer.kind)]
+        if not fitting and rule.match != "*":
+            kinds = ", ".join(sorted({layer.kind for layer in matched}))
+            raise SpaceError(f"space {rules.name!r}: layers.{number}: {rule.match!r} matches only {kinds} layers")
+        last.update({layer.name: number for layer in fitting})
+    for layer in table.layers:
+        if layer.name in last:
+            yield layer, last[layer.name], rules.layers[last[layer.name]]
 
 
 def _scope(rule: LayerRule, number: int, layer: Layer) -> str:
+    """Rules have scopes of their own, so that a later rule takes its layers out of an earlier one's."""
     if rule.share == "all":
-        return f"{rule.match}#{number}"
+        return f"rule {number}"
     if rule.share == "block" and layer.block:
-        return layer.block if rule.match == "*" else f"{layer.block}#{number}"
+        return f"{layer.block} (rule {number})"
     return layer.name
 
 
-def _distill_variables(rule: DistillRule) -> list[Variable]:
+def _distill_variables(rule: DistillRule) -> tuple[list[Variable], dict[str, float]]:
+    """What is searched of the recovery, and what is held."""
     if rule.steps == (0,):
-        return []
-    variables = [Variable("steps", tuple(float(s) for s in rule.steps))] if len(rule.steps) > 1 else []
+        return [], {"steps": 0.0}
+    variables: list[Variable] = []
+    held: dict[str, float] = {}
+    if len(rule.steps) > 1:
+        variables.append(Variable("steps", tuple(float(s) for s in rule.steps)))
+    else:
+        held["steps"] = float(rule.steps[0])
     for name in _DISTILL:
         bounds: Bounds = getattr(rule, name)
         if bounds.low < bounds.high:
             variables.append(Variable(name, low=bounds.low, high=bounds.high, log=bounds.log))
-    return variables
+        else:
+            held[name] = bounds.low
+    return variables, held
 
 
 def default_space(table: LayerTable) -> str:

@@ -14,11 +14,8 @@ from torch import Tensor, nn
 
 from autocompress.compress.calibrate import Range, input_ranges
 from autocompress.errors import ModelError
-from autocompress.plan import Plan, Precision
+from autocompress.plan import INT4_GROUP, Plan, Precision
 from autocompress.tasks.task import Examples
-
-#: Weights that share one scale in the 4-bit format.
-GROUP_SIZE = 32
 
 
 @dataclass(frozen=True)
@@ -41,21 +38,24 @@ class Codes:
     def weight(self) -> Tensor:
         """The float weight that the integers stand for, in their shape."""
         if self.precision == "int4-weights":
-            wide = self.scales.repeat_interleave(GROUP_SIZE, dim=1)[:, : self.values.shape[1]]
+            wide = self.scales.repeat_interleave(INT4_GROUP, dim=1)[:, : self.values.shape[1]]
             return self.values.to(torch.float32) * wide
         shape = (-1, *[1] * (self.values.dim() - 1))
         return self.values.to(torch.float32) * self.scales.reshape(shape)
 
 
-def quantize_weight(weight: Tensor, precision: Precision) -> Codes:
-    """Symmetric codes: 8 bits per output channel (or embedding row), 4 bits per `GROUP_SIZE` inputs.
+def quantize_weight(weight: Tensor, precision: Precision, least_scales: Tensor | None = None) -> Codes:
+    """Symmetric codes: 8 bits per output channel (or embedding row), 4 bits per `INT4_GROUP` inputs.
 
-    The 4-bit scale of a group is the one of 16 candidates that errs least.
+    The 4-bit scale of a group is the one of 16 candidates that errs least. `least_scales` ``(out,)`` bounds the 8-bit
+    scales from below.
     """
     if precision == "int4-weights":
         return _four_bit(weight)
     flat = weight.reshape(weight.shape[0], -1)
     scales = _safe(flat.abs().amax(dim=1) / 127)
+    if least_scales is not None:
+        scales = torch.maximum(scales, least_scales.to(torch.float32))
     values = torch.clamp(torch.round(flat / scales[:, None]), -127, 127)
     return Codes(precision, values.to(torch.int8).reshape(weight.shape), scales)
 
@@ -66,10 +66,10 @@ def _safe(scales: Tensor) -> Tensor:
 
 def _four_bit(weight: Tensor) -> Codes:
     rows, columns = weight.shape
-    groups = -(-columns // GROUP_SIZE)
-    padded = torch.zeros(rows, groups * GROUP_SIZE)
+    groups = -(-columns // INT4_GROUP)
+    padded = torch.zeros(rows, groups * INT4_GROUP)
     padded[:, :columns] = weight
-    blocks = padded.reshape(rows, groups, GROUP_SIZE)
+    blocks = padded.reshape(rows, groups, INT4_GROUP)
     peak = blocks.abs().amax(dim=2)
     best_error = torch.full_like(peak, torch.inf)
     best_scale = torch.ones_like(peak)
@@ -107,12 +107,19 @@ def quantize(model: nn.Module, plan: Plan, calibration: Examples) -> dict[str, C
         weight = model.get_parameter(f"{name}.weight").detach()
         if not torch.isfinite(weight).all():
             raise ModelError(f"layer {name}: its weight holds NaN or infinity, which has no integer")
-        made = quantize_weight(weight, precision)
-        if precision == "int8":
-            scale, zero = activation_quantizer(ranges[name])
-            made = Codes(precision, made.values, made.scales, scale, zero)
-        codes[name] = made
+        if precision != "int8":
+            codes[name] = quantize_weight(weight, precision)
+            continue
+        scale, zero = activation_quantizer(ranges[name])
+        made = quantize_weight(weight, precision, _least_scales(model.get_submodule(name), scale))
+        codes[name] = Codes(precision, made.values, made.scales, scale, zero)
     return codes
+
+
+def _least_scales(module: nn.Module, input_scale: float) -> Tensor | None:
+    """Weight scales below which the bias would not fit the accumulator's 32 bits (of a channel near zero)."""
+    bias = getattr(module, "bias", None)
+    return bias.detach().abs() / (input_scale * 2**30) if isinstance(bias, Tensor) else None
 
 
 def _targets(model: nn.Module, plan: Plan) -> Iterator[tuple[str, Precision]]:

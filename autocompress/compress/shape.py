@@ -120,5 +120,10 @@ def _factors(linear: nn.Linear, gram: Tensor, rank: int) -> nn.Sequential:
 def restore(model: nn.Module, plan: Plan, table: LayerTable, weights: dict[str, Tensor]) -> nn.Module:
     """The compressed torch model again, from the dense architecture, its plan and its saved weights."""
     small = shape(model, plan, table, FirstOnes(table))
-    small.load_state_dict(weights, strict=True)
+    stored = dict(weights)
+    owners = {small.state_dict()[name].data_ptr(): name for name in weights if name in small.state_dict()}
+    for name, value in small.state_dict().items():
+        if name not in stored and value.data_ptr() in owners:  # shared weights are stored once
+            stored[name] = weights[owners[value.data_ptr()]]
+    small.load_state_dict(stored, strict=True)
     return small.eval()

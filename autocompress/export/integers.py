@@ -20,8 +20,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, helper, numpy_helper
 
-from autocompress.compress.quantize import GROUP_SIZE, Codes
+from autocompress.compress.quantize import Codes
 from autocompress.errors import ExportError
+from autocompress.plan import INT4_GROUP
 
 MICROSOFT = "com.microsoft"
 
@@ -45,6 +46,9 @@ class _Graph:
         return outputs[0]
 
     def array(self, name: str) -> NDArray[Any]:
+        """A constant's value; the exporter puts equal constants behind one Identity."""
+        while name not in self.initializers and self.producers[name].op_type == "Identity":
+            name = self.producers[name].input[0]
         value: NDArray[Any] = numpy_helper.to_array(self.initializers[name])
         return value
 
@@ -71,10 +75,13 @@ def insert_codes(model: onnx.ModelProto, codes: Mapping[str, Codes], prefix: str
                 graph.weight_of[name] = name
     done = set()
     for node in model.graph.node:
+        if node.op_type in ("Transpose", "Identity") and (
+            node.output[0] in graph.weight_of or node.output[0] in weights
+        ):
+            continue  # the layer that it leads to gets its integers in the right form
         weight = next((graph.weight_of[name] for name in node.input if name in graph.weight_of), None)
-        if weight is None or node.op_type == "Transpose":
-            if not (node.op_type == "Transpose" and node.output[0] in graph.weight_of):
-                graph.nodes.append(node)
+        if weight is None or node.op_type == "Identity":
+            graph.nodes.append(node)
             continue
         _replace(graph, node, weights[weight], codes[weights[weight]])
         done.add(weights[weight])
@@ -102,10 +109,12 @@ def _replace(graph: _Graph, node: NodeProto, name: str, codes: Codes) -> None:
         _embedding(graph, node, name, codes)
     elif node.op_type == "Conv":
         _static_conv(graph, node, name, codes)
-    elif node.op_type in ("MatMul", "Gemm"):
+    elif node.op_type in ("MatMul", "Gemm") and codes.precision in _LINEAR:
         _LINEAR[codes.precision](graph, node, name, codes)
     else:
-        raise ExportError(f"layer {name!r} became {node.op_type} in the exported graph, which cannot take integers")
+        raise ExportError(
+            f"layer {name!r} became {node.op_type} in the exported graph, which cannot take {codes.precision}"
+        )
 
 
 def _quantized_input(graph: _Graph, source: str, codes: Codes) -> str:
@@ -121,21 +130,29 @@ def _quantized_input(graph: _Graph, source: str, codes: Codes) -> str:
 
 
 def _weight(graph: _Graph, name: str, values: NDArray[Any], scales: NDArray[Any], axis: int) -> str:
-    """A signed 8-bit weight behind its per-channel DequantizeLinear."""
+    """A signed 8-bit weight behind its per-channel DequantizeLinear; one for all calls of a layer."""
+    key = ("weight", name, axis)
+    if key in graph.shared:
+        return graph.shared[key][0]
     data = graph.constant(f"{name}.weight_q", values)
     scale = graph.constant(f"{name}.weight_scale", scales)
     zero = graph.constant(f"{name}.weight_zero", np.zeros(scales.shape, dtype=np.int8))
-    return graph.add("DequantizeLinear", [data, scale, zero], [f"{name}.weight_dq"], axis=axis)
+    graph.shared[key] = (graph.add("DequantizeLinear", [data, scale, zero], [f"{name}.weight_dq_{axis}"], axis=axis),)
+    return graph.shared[key][0]
 
 
 def _int32_bias(graph: _Graph, name: str, bias: str, codes: Codes) -> str:
     """A bias in the accumulator's own integers, as fused Gemm and Conv kernels want it."""
+    key = ("bias", name)
+    if key in graph.shared:
+        return graph.shared[key][0]
     scales = codes.scales.numpy().astype(np.float32) * np.float32(codes.input_scale)
     rounded = np.clip(np.round(graph.array(bias).astype(np.float64) / scales), -(2**31), 2**31 - 1).astype(np.int32)
     data = graph.constant(f"{name}.bias_q", rounded)
     scale = graph.constant(f"{name}.bias_scale", scales)
     zero = graph.constant(f"{name}.bias_zero", np.zeros(scales.shape, dtype=np.int32))
-    return graph.add("DequantizeLinear", [data, scale, zero], [f"{name}.bias_dq"], axis=0)
+    graph.shared[key] = (graph.add("DequantizeLinear", [data, scale, zero], [f"{name}.bias_dq"], axis=0),)
+    return graph.shared[key][0]
 
 
 def _static_linear(graph: _Graph, node: NodeProto, name: str, codes: Codes) -> None:
@@ -171,18 +188,19 @@ def _with_bias(graph: _Graph, node: NodeProto, name: str, product: str) -> None:
 def _dynamic_linear(graph: _Graph, node: NodeProto, name: str, codes: Codes) -> None:
     key = ("dynamic", node.input[0])
     if key not in graph.shared:
-        stem = f"{node.input[0]}_dyn_{len(graph.shared)}"
-        outputs = (f"{stem}_q", f"{stem}_scale", f"{stem}_zero")
+        pair = f"{node.input[0]}_dyn_{len(graph.shared)}"
+        outputs = (f"{pair}_q", f"{pair}_scale", f"{pair}_zero")
         graph.add("DynamicQuantizeLinear", [node.input[0]], list(outputs))
         graph.shared[key] = outputs
     quantized, scale, zero = graph.shared[key]
+    stem = node.output[0]
     weight = graph.constant(f"{name}.weight_q", codes.values.numpy().T)
     weight_zero = graph.constant(f"{name}.weight_zero", np.zeros(len(codes.scales), dtype=np.int8))
     weight_scale = graph.constant(f"{name}.weight_scale", codes.scales.numpy())
-    total = graph.add("MatMulInteger", [quantized, weight, zero, weight_zero], [f"{name}_int32"])
-    as_float = graph.add("Cast", [total], [f"{name}_float"], to=onnx.TensorProto.FLOAT)
-    scales = graph.add("Mul", [scale, weight_scale], [f"{name}_scales"])
-    _with_bias(graph, node, name, graph.add("Mul", [as_float, scales], [f"{name}_scaled"]))
+    total = graph.add("MatMulInteger", [quantized, weight, zero, weight_zero], [f"{stem}_int32"])
+    as_float = graph.add("Cast", [total], [f"{stem}_float"], to=onnx.TensorProto.FLOAT)
+    scales = graph.add("Mul", [scale, weight_scale], [f"{stem}_scales"])
+    _with_bias(graph, node, name, graph.add("Mul", [as_float, scales], [f"{stem}_scaled"]))
 
 
 def pack_four_bits(values: NDArray[np.int8]) -> NDArray[np.uint8]:
@@ -192,12 +210,12 @@ def pack_four_bits(values: NDArray[np.int8]) -> NDArray[np.uint8]:
 
 
 def _blocks(codes: Codes) -> NDArray[np.int8]:
-    """Codes ``(rows, groups, GROUP_SIZE)``, the last group filled up with zeros."""
+    """Codes ``(rows, groups, INT4_GROUP)``, the last group filled up with zeros."""
     values = codes.values.numpy()
     groups = codes.scales.shape[1]
-    padded = np.zeros((values.shape[0], groups * GROUP_SIZE), dtype=np.int8)
+    padded = np.zeros((values.shape[0], groups * INT4_GROUP), dtype=np.int8)
     padded[:, : values.shape[1]] = values
-    return padded.reshape(values.shape[0], groups, GROUP_SIZE)
+    return padded.reshape(values.shape[0], groups, INT4_GROUP)
 
 
 def _four_bit_linear(graph: _Graph, node: NodeProto, name: str, codes: Codes) -> None:
@@ -207,12 +225,12 @@ def _four_bit_linear(graph: _Graph, node: NodeProto, name: str, codes: Codes) ->
     product = graph.add(
         "MatMulNBits",
         [node.input[0], weight, scales],
-        [f"{name}_product"],
+        [f"{node.output[0]}_product"],
         domain=MICROSOFT,
         K=columns,
         N=rows,
         bits=4,
-        block_size=GROUP_SIZE,
+        block_size=INT4_GROUP,
         accuracy_level=4,
     )
     _with_bias(graph, node, name, product)
@@ -230,15 +248,16 @@ def _embedding(graph: _Graph, node: NodeProto, name: str, codes: Codes) -> None:
             domain=MICROSOFT,
             gather_axis=0,
             quantize_axis=1,
-            block_size=GROUP_SIZE,
+            block_size=INT4_GROUP,
             bits=4,
         )
         return
+    stem = node.output[0]
     data = graph.constant(f"{name}.weight_q", codes.values.numpy())
     scales = graph.constant(f"{name}.weight_scale", codes.scales.numpy().reshape(-1, 1))
-    rows = graph.add("Gather", [data, node.input[1]], [f"{name}_rows"], axis=0)
-    as_float = graph.add("Cast", [rows], [f"{name}_float"], to=onnx.TensorProto.FLOAT)
-    row_scales = graph.add("Gather", [scales, node.input[1]], [f"{name}_scales"], axis=0)
+    rows = graph.add("Gather", [data, node.input[1]], [f"{stem}_rows"], axis=0)
+    as_float = graph.add("Cast", [rows], [f"{stem}_float"], to=onnx.TensorProto.FLOAT)
+    row_scales = graph.add("Gather", [scales, node.input[1]], [f"{stem}_scales"], axis=0)
     graph.add("Mul", [as_float, row_scales], [node.output[0]])
 
 

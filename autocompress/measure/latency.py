@@ -166,6 +166,8 @@ class Bench:
     def _worker(self, setting: Setting) -> Worker:
         worker = self._workers.get(setting)
         if worker is None or not worker.alive:
+            if worker is not None:
+                worker.close()
             self._open = {item for item in self._open if item[0] != setting}
             worker = self._workers[setting] = Worker(setting)
         return worker

@@ -99,15 +99,17 @@ class Controller:
         finished = {trial.proposal: trial for trial in trials}
         for open_trial in self._study.get_trials(states=(TrialState.RUNNING,)):
             self._study.tell(open_trial.number, state=TrialState.FAIL)
-            if set(open_trial.params) != set(self._distributions):
+            # A process may die while Optuna writes the parameters; those of an enqueued proposal are kept whole.
+            values = open_trial.system_attrs.get("fixed_params", open_trial.params)
+            if set(values) != set(self._distributions):
                 continue
             trial = finished.get(open_trial.number)
             if trial is None:
-                self.enqueue(open_trial.params, open_trial.user_attrs.get("origin", "sampled"), again=True)
+                self.enqueue(values, open_trial.user_attrs.get("origin", "sampled"), again=True)
             elif trial.measured:
                 self._study.add_trial(
                     optuna.trial.create_trial(
-                        params=open_trial.params,
+                        params=values,
                         distributions=self._distributions,
                         values=_objectives(trial),
                         constraints=dict(self._violations(trial)),

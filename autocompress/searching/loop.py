@@ -12,12 +12,15 @@ from autocompress.errors import AutocompressError
 from autocompress.front import Front, fits
 from autocompress.measure.latency import REPORT_ROUNDS
 from autocompress.pipeline import Workshop, evaluate, measure_again, score_artifact
-from autocompress.plan import Precision
+from autocompress.plan import Plan, Precision
 from autocompress.records import Origin, Trial, append_line
 from autocompress.searching.controller import Controller, Sampler
 from autocompress.searching.probe import Probe
 from autocompress.searching.status import Status, Watcher
 from autocompress.space import SearchSpace, Values
+
+#: Stands where a trial answers no proposal of the controller.
+NO_PROPOSAL = -1
 
 #: Uniform levels that are also tried without recovery: light ones may need none.
 UNRECOVERED = 2
@@ -75,6 +78,7 @@ class Loop:
         """Search, then grade the finalists; returns why it stopped."""
         begun = time.perf_counter()
         self.announce("search")
+        self._evaluate_dense()
         controller = Controller(
             self.shop.root / "study.journal",
             self.space,
@@ -85,9 +89,8 @@ class Loop:
             self.trials,
         )
         assert self.probe is not None
-        if not controller.proposals:
-            for origin, values in seeds(self.space, self.probe):
-                controller.enqueue(values, origin)
+        for origin, values in seeds(self.space, self.probe):
+            controller.enqueue(values, origin)
         reason = self._search(controller)
         self.announce("finalists")
         self._grade_finalists()
@@ -98,21 +101,29 @@ class Loop:
         while True:
             if self.max_trials is not None and len(self.trials) >= self.max_trials:
                 return f"{self.max_trials} candidates were allowed"
-            if self.front.dense is not None and self.elapsed_s + self._next_seconds() > self.budget_s:
+            if self.elapsed_s + self._next_seconds() > self.budget_s:
                 return "the time budget is spent"
             proposal = controller.ask()
             if proposal is None:
                 return "the space holds no candidate that was not evaluated"
-            trial = evaluate(proposal.plan, self.shop, len(self.trials))
-            trial = trial.replace(origin=proposal.origin, proposal=proposal.number, finished_s=self.elapsed_s)
-            if proposal.origin == "dense" and trial.state == "FAILED":
-                raise AutocompressError(f"the dense model itself cannot be evaluated: {trial.error}")
-            self.worked_s += sum(trial.seconds.values())
-            trial = self._judge(trial)
-            self._record(trial)
+            trial = self._evaluate(proposal.plan, proposal.origin, proposal.number)
             controller.tell(proposal.number, trial)
-            self.watcher.candidate(trial, self.front)
-            self.announce("search")
+
+    def _evaluate_dense(self) -> None:
+        """Every figure is read against dense: it is evaluated first, whatever the space may propose."""
+        if self.front.dense is None:
+            trial = self._evaluate(Plan(), "dense", NO_PROPOSAL)
+            if trial.state == "FAILED":
+                raise AutocompressError(f"the dense model itself cannot be evaluated: {trial.error}")
+
+    def _evaluate(self, plan: Plan, origin: Origin, proposal: int) -> Trial:
+        trial = evaluate(plan, self.shop, len(self.trials))
+        self.worked_s += sum(trial.seconds.values())
+        trial = self._judge(trial.replace(origin=origin, proposal=proposal, finished_s=self.elapsed_s))
+        self._record(trial)
+        self.watcher.candidate(trial, self.front)
+        self.announce("search")
+        return trial
 
     def _record(self, trial: Trial) -> None:
         """Keep a trial: on disk first; a later version of the same trial takes the earlier one's place."""
@@ -220,8 +231,7 @@ class Loop:
 
 
 def seeds(space: SearchSpace, probe: Probe) -> Iterator[tuple[Origin, Values]]:
-    """What is evaluated first: dense, uniform int8, uniform levels, the last half or every second block removed."""
-    yield "dense", space.uniform()
+    """What is evaluated after dense: uniform int8, uniform levels, the last half or every second block removed."""
     best: Precision = probe.fastest_precision
     for precision in ("int8", "int8-dynamic"):
         if precision not in probe.dropped and space.uniform(precision=precision) != space.uniform():

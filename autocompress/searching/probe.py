@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from autocompress.hardware import cores
 from autocompress.measure.latency import Bench, Contestant, Setting
 from autocompress.measure.timing import bootstrap_median
 from autocompress.pipeline import Workshop, build
-from autocompress.plan import PRECISIONS, Plan, Precision
+from autocompress.plan import PRECISIONS, Distill, Plan, Precision
 from autocompress.records import write_json
 from autocompress.runtimes import installed_runtimes
 from autocompress.space import SearchSpace
@@ -232,7 +232,7 @@ def probe_rates(shop: Workshop, space: SearchSpace) -> tuple[RateFact, ...]:
     sample = task.validation.subset(RATE_SAMPLES)
     facts = [RateFact(0.0, divergence(task.model, model, sample))]
     for rate in np.geomspace(bounds.low, bounds.high, RATES):
-        settings = replace(rule.default, learning_rate=float(rate), steps=steps)
+        settings = Distill(rule.default.soft_weight, rule.default.temperature, float(rate), steps)
         try:
             recovered = recover(model, settings, task, shop.teacher)
         except ModelError:  # diverged: that is an answer too

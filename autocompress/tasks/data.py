@@ -97,7 +97,7 @@ def _read(source: str | Path) -> Mapping[str, Any]:
     import datasets
 
     datasets.disable_progress_bars()
-    path = Path(source)
+    path = Path(source).expanduser()
     files = _files(path)
     if files:
         formats = {FORMATS[Path(name).suffix] for names in files.values() for name in names}
@@ -135,6 +135,7 @@ def _files(path: Path) -> dict[str, list[str]]:
         split = next((s for s, names in SPLIT_NAMES.items() if stem.startswith(names)), None)
         if split:
             found.setdefault(split, []).append(str(file))
+    found = {split: found[split] for split in SPLIT_NAMES if split in found}  # train first: it sets the columns' types
     if not found and path.is_dir():
         rest = [str(file) for file in sorted(path.glob("*")) if file.suffix in FORMATS]
         return {"train": rest} if rest else {}
@@ -178,7 +179,7 @@ def class_numbers(labels: Sequence[Any], classes: Sequence[str], where: str) -> 
     numbers = []
     for row, label in enumerate(labels):
         number = by_name.get(label) if isinstance(label, str) else label
-        if number is None and isinstance(label, str) and label.isdigit():
+        if number is None and isinstance(label, str) and label.isdecimal():
             number = int(label)
         if isinstance(number, bool) or not isinstance(number, int | np.integer) or not 0 <= number < len(classes):
             shown = ", ".join(list(classes)[:6]) + (", …" if len(classes) > 6 else "")

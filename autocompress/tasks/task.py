@@ -228,7 +228,7 @@ class Task:
         digest = hashlib.sha256(self.name.encode())
         for name, value in self.model.state_dict().items():
             digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
         for split in (self.train, self.validation, self.test):
             rows = np.unique(np.linspace(0, len(split) - 1, 256).astype(int))
             digest.update(str(len(split)).encode())
