@@ -51,7 +51,7 @@ def load_experiment(path: Path | None, flags: dict[str, Any]) -> Experiment:
     given = {key: value for key, value in flags.items() if value is not None}
     data = read_yaml(path, ConfigError) if path else {}
     if path:
-        validate(Experiment, {**{"task": given.get("task")}, **data}, str(path), ConfigError)
+        validate(Experiment, {**({"task": given["task"]} if "task" in given else {}), **data}, str(path), ConfigError)
     if "task" not in {**data, **given}:
         raise ConfigError("give --task (digits, text-classification, image-classification or my.py:make_task)")
     return validate(Experiment, {**data, **given}, "flags", ConfigError)

@@ -103,7 +103,11 @@ def load_profile(name_or_path: str | Path) -> HardwareProfile:
     threads = data.get("threads", "auto")
     if threads == "auto":
         data["threads"] = available
-    profile = validate(HardwareProfile, data, str(path), ProfileError)
-    if profile.threads > available:
-        raise ProfileError(f"{path}: threads must be 1 to {available} on this machine, or auto, but got {threads}")
-    return profile
+    if not isinstance(threads, int) or threads <= available:
+        return validate(HardwareProfile, data, str(path), ProfileError)
+    fault = f"threads must be 1 to {available} on this machine, or auto, but got {threads}"
+    try:
+        validate(HardwareProfile, data, str(path), ProfileError)
+    except ProfileError as others:
+        raise ProfileError(f"{others}\n  {fault}") from None
+    raise ProfileError(f"{path}: {fault}")

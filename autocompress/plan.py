@@ -116,7 +116,7 @@ class Distill:
             value = getattr(self, name)
             legal = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
             if not legal or (value > 1 if name == "soft_weight" else value == 0):
-                faults.append(f"{name} must be a number {words}, but got {value!r}")
+                faults.append(f"{name} must be {words}, but got {value!r}")
             else:
                 object.__setattr__(self, name, float(value))
         if not _is_count(self.steps, 1):
@@ -203,7 +203,7 @@ def plan_from_json(data: object, source: str = "plan") -> Plan:
         layers[name] = LayerPlan(**{k: _build(_SETTINGS[k], v, f"{where}: {k}") for k, v in value.items()})
     distill, seed = data.get("distill"), data.get("seed", 0)
     if not _is_count(seed, 0):
-        raise PlanError(f"{source}: seed must be an integer of 0 or more, but got {seed!r}")
+        raise PlanError(f"{source}: seed: must be an integer of 0 or more, but got {seed!r}")
     return Plan(
         groups,
         layers,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -31,7 +31,6 @@ from autocompress.settings import find_yaml, read_yaml, validate
 FOLDER = "search_spaces"
 
 Share = Annotated[float, Field(gt=0, le=1)]
-Shares = Annotated[tuple[Share, ...], Field(min_length=1)]
 Values = dict[str, int | float]
 
 
@@ -39,16 +38,26 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+Level = TypeVar("Level", float, int, Precision)
+
+
+def _some(levels: tuple[Level, ...]) -> tuple[Level, ...]:
+    """The levels, if there are any."""
+    if not levels:
+        raise ValueError("must hold at least one level")
+    return levels
+
+
 def _from_full(levels: tuple[float, ...]) -> tuple[float, ...]:
     """Levels from all to least, each once."""
-    return tuple(sorted(set(levels), reverse=True))
+    return tuple(sorted(set(_some(levels)), reverse=True))
 
 
 class GroupRules(_Strict):
     """Shares of structures that may stay, such as ``heads: [1.0, 0.5]``; what is left out is not pruned."""
 
-    heads: Shares = (1.0,)
-    neurons: Shares = (1.0,)
+    heads: tuple[Share, ...] = (1.0,)
+    neurons: tuple[Share, ...] = (1.0,)
 
     _order = field_validator("heads", "neurons")(_from_full)
 
@@ -65,8 +74,8 @@ class LayerRule(_Strict):
 
     match: str = "*"
     kind: Literal["linear", "conv", "embedding"] | None = None
-    precision: Annotated[tuple[Precision, ...], Field(min_length=1)] = ("fp32",)
-    rank: Shares = (1.0,)
+    precision: tuple[Precision, ...] = ("fp32",)
+    rank: tuple[Share, ...] = (1.0,)
     share: Literal["layer", "block", "all"] = "layer"
 
     _order = field_validator("rank")(_from_full)
@@ -74,7 +83,7 @@ class LayerRule(_Strict):
     @field_validator("precision")
     @classmethod
     def _heavy_first(cls, levels: tuple[Precision, ...]) -> tuple[Precision, ...]:
-        return tuple(p for p in PRECISIONS if p in levels)
+        return tuple(p for p in PRECISIONS if p in _some(levels))
 
 
 class Bounds(_Strict):
@@ -105,13 +114,13 @@ class DistillRule(_Strict):
     soft_weight: Bounds = Bounds(low=0.0, high=1.0)
     temperature: Bounds = Bounds(low=1.0, high=8.0, log=True)
     learning_rate: Bounds = Bounds(low=1e-4, high=1e-3, log=True)
-    steps: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
+    steps: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
     default: DistillDefault = DistillDefault()
 
     @field_validator("steps")
     @classmethod
     def _ascending(cls, steps: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple(sorted(set(steps)))
+        return tuple(sorted(set(_some(steps))))
 
 
 class SpaceRules(_Strict):

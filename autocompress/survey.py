@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -40,6 +41,18 @@ def survey(model: nn.Module, example_inputs: Mapping[str, Tensor]) -> LayerTable
     shared = _shared_weights(modules)
     layers = tuple(_layer(name, module, groups, macs, shared) for name, module in modules.items())
     return LayerTable(layers, groups, sum(p.numel() for p in model.parameters()))
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode; afterwards every module is in the mode that it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def _layer(
@@ -84,13 +97,10 @@ def _count_macs(
         return module.register_forward_hook(hook)
 
     handles = [watch(name, module) for name, module in modules.items()]
-    training = model.training
     try:
-        model.eval()
-        with torch.inference_mode():
+        with evaluating(model), torch.inference_mode():
             model(**example_inputs)
     finally:
-        model.train(training)
         for handle in handles:
             handle.remove()
     return dict(counts)

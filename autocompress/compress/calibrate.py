@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import DataError
+from autocompress.survey import evaluating
 from autocompress.tasks.task import Examples
 
 
@@ -25,14 +26,11 @@ def _watch_inputs(
         return hook
 
     handles = [model.get_submodule(name).register_forward_pre_hook(hook_for(name)) for name in names]
-    training = model.training
     try:
-        model.eval()
-        with torch.inference_mode():
+        with evaluating(model), torch.inference_mode():
             for _rows, inputs, _targets in examples.batches(batch_size):
                 model(**inputs)
     finally:
-        model.train(training)
         for handle in handles:
             handle.remove()
 

@@ -238,6 +238,8 @@ def _four_bit_linear(graph: _Graph, node: NodeProto, name: str, codes: Codes) ->
 
 def _embedding(graph: _Graph, node: NodeProto, name: str, codes: Codes) -> None:
     if codes.precision == "int4-weights":
+        if codes.values.shape[1] % INT4_GROUP:
+            raise ExportError(f"layer {name!r}: its rows of {codes.values.shape[1]} are no multiple of {INT4_GROUP}")
         blocks = _blocks(codes)
         data = graph.constant(f"{name}.weight_q4", pack_four_bits(blocks.reshape(blocks.shape[0], -1)))
         scales = graph.constant(f"{name}.weight_scale", codes.scales.numpy())

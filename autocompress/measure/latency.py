@@ -82,8 +82,8 @@ class Worker:
     def close(self) -> None:
         """End the process."""
         streams: tuple[IO[str] | None, ...] = (self._process.stdin, self._process.stdout)
-        with contextlib.suppress(BrokenPipeError):
-            for stream in streams:
+        for stream in streams:
+            with contextlib.suppress(BrokenPipeError):
                 if stream:
                     stream.close()
         self._process.terminate()

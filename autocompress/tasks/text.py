@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from autocompress.errors import DataError
+from autocompress.errors import DataError, ModelError
 from autocompress.tasks.data import LABEL_COLUMNS, Wanted, class_numbers, load_splits
 from autocompress.tasks.hub import class_names, load_model, load_pretrained
 from autocompress.tasks.task import Examples, Inputs, Task
@@ -55,6 +55,14 @@ def make_text_classification(
 
     def query(batch: int, length: int | None) -> Inputs:
         return _full_length(made["train"], batch, length or max_length)
+
+    limit = int(getattr(network.config, "max_position_embeddings", 0) or 0)
+    if 0 < limit < max_length:
+        raise ModelError(
+            f"--model {model}: takes {limit} tokens at most, but the profile's workload.sequence_length is {max_length}"
+        )
+    if not any(len(ids) for ids in made["train"].inputs["input_ids"]):
+        raise DataError(f"{data}: every training text is empty after tokenization")
 
     axes = {name: {1: "sequence"} for name in made["train"].inputs}
     return Task(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from autocompress.compress.calibrate import Range, input_ranges
 from autocompress.compress.quantize import (
-    GROUP_SIZE,
+    INT4_GROUP,
     Codes,
     _RoundInput,
     activation_quantizer,
@@ -59,10 +59,10 @@ def test_a_grid_of_eight_bits_survives_exactly(precision: str) -> None:
 @pytest.mark.parametrize("columns", [32, 64, 40, 7])
 def test_a_grid_of_four_bits_survives_exactly(columns: int) -> None:
     codes = torch.randint(-7, 8, (6, columns), generator=torch.Generator().manual_seed(0))
-    codes[:, ::GROUP_SIZE] = 7
+    codes[:, ::INT4_GROUP] = 7
     weight = codes * 2.0 ** torch.arange(-8, -2)[:, None]
     made = quantize_weight(weight, "int4-weights")
-    assert made.scales.shape == (6, -(-columns // GROUP_SIZE))
+    assert made.scales.shape == (6, -(-columns // INT4_GROUP))
     assert torch.equal(made.weight(), weight)
 
 
@@ -91,10 +91,10 @@ def test_a_row_of_zeros_gives_zeros(precision: str) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_four_bits_err_no_more_than_plain_rounding(seed: int) -> None:
     weight = values(seed, 8, 64)
-    blocks = weight.reshape(8, 2, GROUP_SIZE)
+    blocks = weight.reshape(8, 2, INT4_GROUP)
     scales = blocks.abs().amax(dim=2, keepdim=True) / 7
     plain = (torch.round(blocks / scales) * scales - blocks).pow(2).sum(dim=2)
-    ours = (quantize_weight(weight, "int4-weights").weight() - weight).reshape(8, 2, GROUP_SIZE).pow(2).sum(dim=2)
+    ours = (quantize_weight(weight, "int4-weights").weight() - weight).reshape(8, 2, INT4_GROUP).pow(2).sum(dim=2)
     assert (ours <= plain * (1 + 1e-6)).all()
     assert (ours < plain).any()
 

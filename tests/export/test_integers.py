@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from autocompress.compress.quantize import GROUP_SIZE, quantize_weight
+from autocompress.compress.quantize import INT4_GROUP, quantize_weight
 from autocompress.errors import ExportError
 from autocompress.export import float_graph
 from autocompress.export.integers import insert_codes, pack_four_bits
@@ -75,7 +75,7 @@ def test_the_files_four_bit_linears_hold_the_codes(export: Callable[..., Exporte
     made = export(task, quantized("int4-weights", *linears(task)))
     for name, codes in made.codes.items():
         packed = made.arrays()[f"{name}.weight_q4"]
-        assert packed.shape == (codes.values.shape[0], codes.scales.shape[1], GROUP_SIZE // 2)
+        assert packed.shape == (codes.values.shape[0], codes.scales.shape[1], INT4_GROUP // 2)
         np.testing.assert_array_equal(unpack(packed, codes.values.shape[1]), codes.values.numpy())
         np.testing.assert_array_equal(made.arrays()[f"{name}.weight_scale"], codes.scales.numpy().reshape(-1))
 
