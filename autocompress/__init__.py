@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from autocompress.pick import Picked, load
     from autocompress.plan import Distill, Factorize, LayerPlan, Plan, Prune, Quantize
     from autocompress.records import Artifact, Latency, Trial
+    from autocompress.rules import load_space
     from autocompress.run import Run
-    from autocompress.space import load_space
     from autocompress.tasks import TaskSource, load_task
     from autocompress.tasks.task import Examples, Metric, Task
 
@@ -46,7 +46,7 @@ _HOMES = {
     "Trial": "records",
     "load": "pick",
     "load_profile": "hardware",
-    "load_space": "space",
+    "load_space": "rules",
     "load_task": "tasks",
     "search": "launch",
 }

@@ -16,7 +16,7 @@ from autocompress.settings import find_yaml, read_yaml, validate
 FOLDER = "hardware_profiles"
 
 Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, strict=True)]
 
 
 class _Strict(BaseModel):

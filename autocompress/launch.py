@@ -6,23 +6,20 @@ import contextlib
 import fcntl
 import io
 import json
-import platform
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
-from importlib import metadata
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 import yaml
 
 from autocompress.budgets import Budgets, parse_seconds
 from autocompress.compress.bank import Bank
 from autocompress.distill import TeacherCache
+from autocompress.environment import environment
 from autocompress.errors import ConfigError, RunMismatchError, StorageError
 from autocompress.export.export import to_arrays
 from autocompress.front import Front, front_entries
@@ -32,16 +29,15 @@ from autocompress.measure.latency import Bench
 from autocompress.pipeline import Workshop, build
 from autocompress.plan import Plan
 from autocompress.records import read_trials, storage_errors, write_atomic, write_json
+from autocompress.rules import SpaceRules, load_space
 from autocompress.run import Run, make_budgets
 from autocompress.searching.controller import Sampler
 from autocompress.searching.loop import Loop
 from autocompress.searching.probe import Probe, check_reachable, run_probe
 from autocompress.searching.status import Silent, Watcher
-from autocompress.space import SearchSpace, SpaceRules, build_space, default_space, load_space
+from autocompress.space import SearchSpace, build_space, default_space
 from autocompress.survey import survey
 from autocompress.tasks.task import Task
-
-VERSIONS = ("autocompress", "torch", "onnx", "onnxruntime", "openvino", "optuna", "transformers", "numpy", "scipy")
 
 #: Free disk under which a search is not begun.
 MIN_FREE_BYTES = 200_000_000
@@ -212,7 +208,7 @@ def _resolved(
         "notes": list(task.notes),
         "inputs": list(task.input_names),
         "classes": list(task.classes),
-        "snippet": task.snippet,
+        "snippet": asdict(task.snippet) if task.snippet else None,
         "params": table.total_params,
         "layers": len(table.layers),
         "hardware": profile.model_dump(mode="json"),
@@ -294,41 +290,6 @@ def _first_difference(before: Any, now: Any) -> tuple[Any, Any]:
             if before.get(key) != now.get(key):
                 return _first_difference(before.get(key), now.get(key))
     return before, now
-
-
-def environment() -> dict[str, Any]:
-    """What a figure depends on beside the run: machine, versions, revision."""
-    versions = {}
-    for name in VERSIONS:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
-    return {
-        "machine": {
-            "cpu": _cpu_name(),
-            "physical_cores": cores(),
-            "memory_bytes": psutil.virtual_memory().total,
-            "system": platform.platform(),
-        },
-        "python": sys.version.split()[0],
-        "versions": versions,
-        "revision": _revision(),
-    }
-
-
-def _cpu_name() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def _revision() -> str:
-    """Git revision of the checkout that runs, or "" for an installed package."""
-    command = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "--short", "HEAD"]
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    return ""
 
 
 def _npz(arrays: Mapping[str, Any]) -> bytes:

@@ -114,14 +114,17 @@ def write_pick(
 
 
 def snippet(resolved: Mapping[str, Any]) -> str:
-    """Lines that load the picked model in a fresh process, with nothing of autocompress."""
-    lines = ['folder = "."  # where this file lies', "import onnxruntime"]
-    lines += str(resolved["snippet"]).splitlines() if resolved["snippet"] else ["inputs = ...  # name to array"]
-    lines += [
-        'session = onnxruntime.InferenceSession(f"{folder}/model.onnx")',
-        "print(session.run(None, {i.name: inputs[i.name] for i in session.get_inputs()})[0].argmax(-1))",
-    ]
-    return "\n".join(lines)
+    """Five lines that run the picked model in a fresh process, with nothing of autocompress."""
+    given = resolved["snippet"] or {"imports": "numpy", "inputs": "...  # input name to array"}
+    return "\n".join(
+        [
+            f"import onnxruntime, {given['imports']}",
+            'folder = "."  # where this file lies',
+            f"inputs = {given['inputs']}",
+            'session = onnxruntime.InferenceSession(f"{folder}/model.onnx")',
+            "print(session.run(None, {i.name: inputs[i.name] for i in session.get_inputs()})[0].argmax(-1))",
+        ]
+    )
 
 
 def _card(trial: Trial, front: Front, out: Path, resolved: Mapping[str, Any], asked: Sequence[str]) -> str:

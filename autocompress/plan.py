@@ -51,6 +51,8 @@ class Prune:
         """Refuse a negative count or an unknown score."""
         if not _is_count(self.keep, 0):
             raise PlanError(f"Prune.keep must be an integer of 0 or more, but got {self.keep!r}")
+        if not isinstance(self.repair, bool):
+            raise PlanError(f"Prune.repair must be true or false, but got {self.repair!r}")
         if self.score not in ("obs", "magnitude"):
             raise PlanError(f"Prune.score must be 'obs' or 'magnitude', but got {self.score!r}")
 
@@ -180,7 +182,7 @@ def _build(kind: type, data: object, where: str) -> Any:
             raise PlanError(f"{where}: unknown key {key!r}{near(str(key), legal)}")
     try:
         return kind(**data)
-    except (PlanError, TypeError) as error:
+    except (PlanError, TypeError, OverflowError) as error:
         raise PlanError(f"{where}: {error}") from None
 
 

@@ -1,4 +1,4 @@
-"""Search spaces: YAML + a model's layers + a profile → variables, and values → Plan. Knows nothing of Optuna."""
+"""Search spaces: rules + a model's layers + a profile → variables, and values → Plan. Knows nothing of Optuna."""
 
 from __future__ import annotations
 
@@ -6,10 +6,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Annotated, Literal, TypeVar
-
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from autocompress.errors import SpaceError
 from autocompress.hardware import HardwareProfile
@@ -26,120 +22,10 @@ from autocompress.plan import (
     effective_layers,
     legal_precisions,
 )
-from autocompress.settings import find_yaml, read_yaml, validate
+from autocompress.rules import Bounds, DistillRule, LayerRule, SpaceRules
 
-FOLDER = "search_spaces"
-
-Share = Annotated[float, Field(gt=0, le=1)]
+#: Variable name to the index of its level, or to a real number.
 Values = dict[str, int | float]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-Level = TypeVar("Level", float, int, Precision)
-
-
-def _some(levels: tuple[Level, ...]) -> tuple[Level, ...]:
-    """The levels, if there are any."""
-    if not levels:
-        raise ValueError("must hold at least one level")
-    return levels
-
-
-def _from_full(levels: tuple[float, ...]) -> tuple[float, ...]:
-    """Levels from all to least, each once."""
-    return tuple(sorted(set(_some(levels)), reverse=True))
-
-
-class GroupRules(_Strict):
-    """Shares of structures that may stay, such as ``heads: [1.0, 0.5]``; what is left out is not pruned."""
-
-    heads: tuple[Share, ...] = (1.0,)
-    neurons: tuple[Share, ...] = (1.0,)
-
-    _order = field_validator("heads", "neurons")(_from_full)
-
-
-class BlockRule(_Strict):
-    """Whether whole blocks may go, and the share of them that always stays."""
-
-    remove: bool = False
-    keep_at_least: Share = 0.5
-
-
-class LayerRule(_Strict):
-    """Precisions and ranks of the layers whose name fits `match`; of several rules the last that fits counts."""
-
-    match: str = "*"
-    kind: Literal["linear", "conv", "embedding"] | None = None
-    precision: tuple[Precision, ...] = ("fp32",)
-    rank: tuple[Share, ...] = (1.0,)
-    share: Literal["layer", "block", "all"] = "layer"
-
-    _order = field_validator("rank")(_from_full)
-
-    @field_validator("precision")
-    @classmethod
-    def _heavy_first(cls, levels: tuple[Precision, ...]) -> tuple[Precision, ...]:
-        return tuple(p for p in PRECISIONS if p in _some(levels))
-
-
-class Bounds(_Strict):
-    """An interval of real values."""
-
-    low: float
-    high: float
-    log: bool = False
-
-    @model_validator(mode="after")
-    def _check(self) -> Bounds:
-        if self.low > self.high or (self.log and self.low <= 0):
-            raise ValueError("low must not be above high, and above 0 where log is true")
-        return self
-
-
-class DistillDefault(_Strict):
-    """Where seeds start; the learning rate is replaced by the probe's."""
-
-    soft_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
-    temperature: Annotated[float, Field(gt=0)] = 2.0
-    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
-
-
-class DistillRule(_Strict):
-    """Ranges of the recovery; ``steps: [0]`` turns it off."""
-
-    soft_weight: Bounds = Bounds(low=0.0, high=1.0)
-    temperature: Bounds = Bounds(low=1.0, high=8.0, log=True)
-    learning_rate: Bounds = Bounds(low=1e-4, high=1e-3, log=True)
-    steps: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
-    default: DistillDefault = DistillDefault()
-
-    @field_validator("steps")
-    @classmethod
-    def _ascending(cls, steps: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple(sorted(set(_some(steps))))
-
-
-class SpaceRules(_Strict):
-    """The schema of ``search_spaces/*.yaml``."""
-
-    name: str
-    description: str = ""
-    groups: GroupRules = GroupRules()
-    blocks: BlockRule = BlockRule()
-    layers: tuple[LayerRule, ...] = ()
-    distill: DistillRule = DistillRule()
-
-
-def load_space(name_or_path: str | Path) -> SpaceRules:
-    """A shipped space by name, or one's own by path; raises `SpaceError` with all mistakes at once."""
-    path = find_yaml(name_or_path, FOLDER, SpaceError)
-    data = read_yaml(path, SpaceError)
-    data.setdefault("name", path.stem)
-    return validate(SpaceRules, data, str(path), SpaceError)
 
 
 @dataclass(frozen=True)
@@ -314,6 +200,8 @@ def _nearest(levels: tuple[float | str, ...], wanted: float) -> int:
 
 def _lightest_up_to(levels: Sequence[float | str], wanted: float | str) -> int:
     """Index of the wanted precision among heavy-to-light levels; without it, of the lightest that is not lighter."""
+    if wanted in levels:
+        return list(levels).index(wanted)
     limit = PRECISIONS.index(wanted)
     if wanted in ("int8", "int8-dynamic") and "int8-weights" in levels:
         limit = PRECISIONS.index("int8-weights")  # embeddings hold weights only
@@ -352,11 +240,14 @@ def build_space(
         offered = tuple(p for p in rule.precision if p in legal) or ("fp32",)
         choices[layer.name] = LayerChoice(scope, offered)
         before = levels.get(f"precision:{scope}", ())
-        levels[f"precision:{scope}"] = tuple(p for p in PRECISIONS if p in before or p in offered)
+        levels[f"precision:{scope}"] = tuple(
+            p for p in PRECISIONS if p in before or (p in offered and p in rule.precision)
+        )
         if layer.allows("factorize"):
             levels[f"rank:{scope}"] = rule.rank
     searched = [Variable(name, options) for name, options in levels.items() if len(options) > 1]
-    if not searched:
+    recovery, held = _distill_variables(rules.distill)
+    if not searched and not recovery:
         raise SpaceError(
             f"space {rules.name!r} leaves nothing to choose for this model on profile {profile.name!r}: "
             f"{len(table.layers)} layers ({', '.join(sorted({la.kind for la in table.layers}))}), "
@@ -364,7 +255,6 @@ def build_space(
             + "; ".join(f"{kind} {', '.join(offers)}" for kind, offers in profile.precisions.items())
         )
     fixed: dict[str, float | str] = {name: options[0] for name, options in levels.items() if len(options) == 1}
-    recovery, held = _distill_variables(rules.distill)
     return SearchSpace(rules, table, profile, (*searched, *recovery), {**fixed, **held}, choices)
 
 

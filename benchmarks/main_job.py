@@ -18,7 +18,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from autocompress.launch import environment, search
+from autocompress.environment import environment
+from autocompress.launch import search
 from autocompress.measure.latency import Bench, Setting
 from autocompress.records import append_line
 from autocompress.searching.probe import Probe

@@ -12,7 +12,8 @@ from autocompress.hardware import HardwareProfile, Rounding
 from autocompress.layers import Group, Layer, LayerTable
 from autocompress.plan import Plan
 from autocompress.records import Artifact, Latency, Trial
-from autocompress.space import SearchSpace, SpaceRules, build_space
+from autocompress.rules import SpaceRules
+from autocompress.space import SearchSpace, build_space
 
 settings.register_profile("autocompress", max_examples=50, deadline=None, database=None, derandomize=True)
 settings.load_profile("autocompress")

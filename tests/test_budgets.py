@@ -77,6 +77,7 @@ def test_parse_drop_refuses(text):
         pytest.param(True, False, 22.0, 20.0, 0.10, id="share_of_perplexity"),
         pytest.param(False, True, 0.92, 0.90, -0.02, id="better_than_dense_is_negative"),
         pytest.param(True, True, -2.2, -2.0, 0.10, id="share_of_a_negative_score"),
+        pytest.param(True, False, 0.1, 0.0, 0.10, id="share_of_zero_is_the_loss_itself"),
     ],
 )
 def test_drop_lost(relative, maximize, quality, dense, lost):
@@ -84,8 +85,10 @@ def test_drop_lost(relative, maximize, quality, dense, lost):
 
 
 def test_drop_in_words():
-    assert str(parse_drop("1pt")) == "1 points"
-    assert str(parse_drop("1%")) == "0.01 of dense"
+    assert str(parse_drop("1pt")) == "1 point"
+    assert str(parse_drop("2pt")) == "2 points"
+    assert str(parse_drop("0.5pt")) == "0.5 points"
+    assert str(parse_drop("1%")) == "1 % of the dense quality"
 
 
 def test_budgets_are_true_when_anything_is_asked():
@@ -129,11 +132,11 @@ def test_lacks_says_what_is_and_what_was_asked(make_trial):
     trial = make_trial(0, 0.5, 0.88, doubt=0.2)
     assert Budgets(0.005, 2.0, Drop(0.01, False)).lacks(trial, 0.9, True) == [
         "its latency is 6 ms (upper end), 5 ms allowed",
-        "it is 1.67x faster (lower end), 2x asked",
-        "it loses 2.00 points on validation, 1 points allowed",
+        "it is 1.667x faster (lower end), 2x asked",
+        "it loses 2.00 points on validation, 1 point allowed",
     ]
     assert Budgets(max_drop=Drop(0.01, True)).lacks(trial, 0.9, True) == [
-        "it loses 2.22% of dense on validation, 0.01 of dense allowed"
+        "it loses 2.22 % on validation, 1 % of the dense quality allowed"
     ]
     assert Budgets(0.006001, 1.6, Drop(0.021, False)).lacks(trial, 0.9, True) == []
 
@@ -142,7 +145,7 @@ def test_sentences_say_what_is_asked():
     assert list(Budgets(0.005, 2.0, Drop(0.01, False)).sentences()) == [
         "answers within 5 ms",
         "at least 2x faster than the fastest dense fp32",
-        "loses at most 1 points of validation quality",
+        "loses at most 1 point of validation quality",
     ]
     assert list(Budgets().sentences()) == []
 

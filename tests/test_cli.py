@@ -38,7 +38,11 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was killed with -9 after two candidates and resumed by the same command."""
     out = tmp_path_factory.mktemp("cli") / "run"
+    space = out.parent / "short.yaml"
+    rule = "{match: '*', precision: [fp32, int8-dynamic, int8], rank: [1.0, 0.25]}"
+    space.write_text(f"layers: [{rule}]\ndistill: {{steps: [0, 10]}}\n")
     command = [sys.executable, "-m", "autocompress.cli", "search", *FLAGS, "--max-trials", "6", "--out", str(out)]
+    command += ["--space", str(space)]
     first = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
     lines = out / "trials.jsonl"
     give_up = time.monotonic() + 300

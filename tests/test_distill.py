@@ -177,13 +177,11 @@ def diverge(folder: Path) -> None:
     recover(mlp(), Distill(steps=4), task, TeacherCache(folder / "t.npy", task))
 
 
-@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True to a scalar")
 def test_a_loss_of_nan_names_step_and_settings(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"recovery diverged: the loss is nan at step 0 of Distill\(.*steps=4\)"):
         diverge(tmp_path)
 
 
-@pytest.mark.xfail(strict=True, raises=UserWarning, reason="distill.py recover: float(loss) of a loss with a gradient")
 def test_a_loss_of_nan_is_told_without_a_warning(tmp_path: Path) -> None:
     torch.set_warn_always(True)  # it warns once per process otherwise
     try:

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from autocompress.errors import ProfileError
-from autocompress.hardware import HardwareProfile, cores, load_profile
+from autocompress.hardware import cores, load_profile
 
 
 @pytest.fixture
@@ -47,7 +47,6 @@ def test_threads_above_the_machine_are_refused(write, monkeypatch):
     assert load_profile(write("threads: 2\nprecisions: {}\n")).threads == 2
 
 
-@pytest.mark.xfail(strict=True, reason="bug: threads above the machine hide the other mistakes of the file")
 def test_threads_above_the_machine_are_told_with_the_other_mistakes(write, monkeypatch):
     monkeypatch.setattr("autocompress.hardware.cores", lambda: 2)
     with pytest.raises(ProfileError, match=r"(?s)(?=.*threads must be 1 to 2)(?=.*runtme: unknown key)"):
@@ -78,13 +77,6 @@ def test_a_layer_kind_that_does_not_exist_is_refused(write):
 def test_an_unknown_profile_shows_near_names():
     with pytest.raises(ProfileError, match="hardware_profiles has no 'cpu-1-thred'; did you mean 'cpu-1-thread'"):
         load_profile("cpu-1-thred")
-
-
-def test_key_follows_what_a_latency_depends_on(profile):
-    same = HardwareProfile.model_validate(profile.model_dump())
-    assert same.key == profile.key
-    assert profile.model_copy(update={"threads": 2}).key != profile.key
-    assert profile.model_copy(update={"runtime": "openvino"}).key != profile.key
 
 
 def test_a_profile_is_frozen(profile):

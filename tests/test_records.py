@@ -142,10 +142,6 @@ def test_a_broken_line_inside_names_file_and_line(tmp_path):
         read_lines(file)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bug: raw KeyError, TypeError or AttributeError without the file's name",
-    raises=(KeyError, TypeError, AttributeError),
-)  # fmt: skip
 @pytest.mark.parametrize(
     "line", [pytest.param('{"number":1}', id="no_plan"), pytest.param("3", id="no_object"),
              pytest.param('{"number":1,"plan":{},"state":"DONE","origin":"seed","new":1}', id="newer_field")],
@@ -242,11 +238,7 @@ def test_a_refused_place_asks_for_another(tmp_path, monkeypatch, code):
 @pytest.mark.parametrize(
     "below",
     [
-        pytest.param(
-            "run",
-            marks=pytest.mark.xfail(strict=True, reason="bug: raw FileExistsError (EEXIST)", raises=FileExistsError),
-            id="folder_itself",
-        ),
+        pytest.param("run", id="folder_itself"),
         pytest.param("run/deeper", id="folder_above"),
     ],
 )

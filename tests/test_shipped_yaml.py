@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from autocompress.errors import SpaceError
 from autocompress.hardware import cores, load_profile
 from autocompress.plan import Plan, check_plan
+from autocompress.rules import load_space
 from autocompress.settings import shipped_names
-from autocompress.space import build_space, load_space
+from autocompress.space import build_space
 
 TOP = Path(__file__).resolve().parent.parent
 SPACES = sorted((TOP / "search_spaces").iterdir())

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from autocompress.records import write_json
 from autocompress.tasks.hub import load_model
-from autocompress.tasks.task import Examples, Task, logits_of
+from autocompress.tasks.task import Examples, Snippet, Task, logits_of
 
 MODEL = {
     "hidden_size": 192,
@@ -58,9 +58,9 @@ RECIPE = Recipe()
 SPLIT = {"seed": 0, "validation": 360, "test": 360}
 VERSION = "digits-vit-2"
 
-SNIPPET = """\
-import numpy as np
-inputs = {"pixel_values": np.zeros((1, 1, 8, 8), dtype=np.float32)}  # grey values 0 to 16, divided by 16"""
+SNIPPET = Snippet(
+    "sklearn.datasets", '{"pixel_values": sklearn.datasets.load_digits().images[:1, None].astype("float32") / 16}'
+)
 
 
 def make_digits(say: Callable[[str], None] = print) -> Task:

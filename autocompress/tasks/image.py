@@ -12,14 +12,14 @@ from torch import Tensor
 from autocompress.errors import DataError
 from autocompress.tasks.data import LABEL_COLUMNS, Wanted, class_numbers, load_splits
 from autocompress.tasks.hub import class_names, load_model, load_pretrained
-from autocompress.tasks.task import Examples, Task
+from autocompress.tasks.task import Examples, Snippet, Task
 
 IMAGE_COLUMNS = ("image", "img", "pixel_values", "picture")
 
-SNIPPET = """\
-from PIL import Image
-from transformers import AutoImageProcessor
-inputs = AutoImageProcessor.from_pretrained(folder)(Image.open("picture.jpg"), return_tensors="np")"""
+SNIPPET = Snippet(
+    "PIL.Image, transformers",
+    'transformers.AutoImageProcessor.from_pretrained(folder)(PIL.Image.open("picture.jpg"), return_tensors="np")',
+)
 
 
 class _Images:

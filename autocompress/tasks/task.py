@@ -156,6 +156,19 @@ ACCURACY = Metric("accuracy", True, lambda logits, targets: float(_hits(logits, 
 
 
 @dataclass(frozen=True)
+class Snippet:
+    """Python that makes inputs of a model whose folder is in the variable `folder`.
+
+    Attributes:
+        imports: modules, as after ``import``.
+        inputs: an expression for a mapping of input names to arrays.
+    """
+
+    imports: str
+    inputs: str
+
+
+@dataclass(frozen=True)
 class Task:
     """Everything the search has to know about a model's job.
 
@@ -174,8 +187,7 @@ class Task:
         classes: names, where there are any.
         batch_size: of recovery.
         save_processor: writes tokenizer or image processor into a folder.
-        snippet: lines of Python that make `inputs` for a picked model in the variable `folder`; goes into
-            the model card.
+        snippet: makes inputs for a picked model; goes into its card.
         notes: what a user should know of how the data was made, such as splits that were missing.
     """
 
@@ -191,7 +203,7 @@ class Task:
     classes: tuple[str, ...] = ()
     batch_size: int = 32
     save_processor: Callable[[Path], None] | None = None
-    snippet: str = ""
+    snippet: Snippet | None = None
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

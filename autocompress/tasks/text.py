@@ -11,13 +11,14 @@ import torch
 from autocompress.errors import DataError, ModelError
 from autocompress.tasks.data import LABEL_COLUMNS, Wanted, class_numbers, load_splits
 from autocompress.tasks.hub import class_names, load_model, load_pretrained
-from autocompress.tasks.task import Examples, Inputs, Task
+from autocompress.tasks.task import Examples, Inputs, Snippet, Task
 
 TEXT_COLUMNS = ("sentence", "text", "content", "review")
 
-SNIPPET = """\
-from transformers import AutoTokenizer
-inputs = AutoTokenizer.from_pretrained(folder)(["a gripping, funny film"], return_tensors="np", padding=True)"""
+SNIPPET = Snippet(
+    "transformers",
+    'transformers.AutoTokenizer.from_pretrained(folder)(["a gripping, funny film"], return_tensors="np")',
+)
 
 
 def make_text_classification(
@@ -61,7 +62,8 @@ def make_text_classification(
         raise ModelError(
             f"--model {model}: takes {limit} tokens at most, but the profile's workload.sequence_length is {max_length}"
         )
-    if not any(len(ids) for ids in made["train"].inputs["input_ids"]):
+    first = made["train"].inputs["input_ids"]
+    if not any(len(first[row]) for row in range(len(first))):
         raise DataError(f"{data}: every training text is empty after tokenization")
 
     axes = {name: {1: "sequence"} for name in made["train"].inputs}

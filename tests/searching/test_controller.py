@@ -105,8 +105,17 @@ def test_enqueueing_the_same_values_twice_changes_nothing_unless_again(journal, 
     assert controller.proposals == 2
 
 
-def test_the_seed_of_the_search_is_in_every_plan(journal, small):
-    assert start(journal, small, seed=11).ask().plan.seed == 11
+def test_the_seed_of_the_search_is_in_every_plan_that_recovers(journal, large):
+    controller = start(journal, large, seed=11)
+    controller.enqueue(large.uniform(keep=0.5, recover=True), "seed")
+    controller.enqueue(large.uniform(keep=0.5), "seed")
+    recovers, still = controller.ask().plan, controller.ask().plan
+    assert recovers.distill is not None
+    assert (recovers.seed, still.seed) == (11, 0)
+    assert (still.distill, still.groups) == (None, recovers.groups)
+    for _ in range(5):
+        plan = controller.ask().plan
+        assert plan.seed == (11 if plan.distill else 0)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -303,7 +312,6 @@ def test_a_journal_cut_after_any_line_can_be_continued(tmp_path, small, answer):
         assert states(cut).count("RUNNING") == 1
 
 
-@pytest.mark.xfail(strict=True, reason="bug: a kill while a seed's values are written down loses the seed for good")
 def test_a_seed_killed_while_its_values_are_written_is_proposed_again(tmp_path, small):
     first = tmp_path / "whole.journal"
     controller = start(first, small)

@@ -106,12 +106,7 @@ def test_an_existing_split_is_never_cut(tmp_path: Path) -> None:
     assert not texts(splits.train) & texts(splits.validation)
 
 
-BLIND_FIRST = pytest.mark.xfail(
-    strict=True, reason="data.py _files: splits in alphabetical order, so a test split of nulls sets the column's type"
-)
-
-
-@pytest.mark.parametrize("label", [-1, pytest.param(None, marks=BLIND_FIRST)])
+@pytest.mark.parametrize("label", [-1, None])
 def test_a_split_without_labels_is_left_out_and_said(tmp_path: Path, label: int | None) -> None:
     blind = rows(5, 50)
     blind["label"] = label
@@ -212,7 +207,6 @@ def test_a_hub_data_set_keeps_its_splits(monkeypatch: pytest.MonkeyPatch) -> Non
     assert splits.notes == ("no test split: 4 of the 30 train rows were cut off for it with seed 0",)
 
 
-@pytest.mark.xfail(strict=True, reason="data.py _read does not expand ~, hub.py does")
 def test_a_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     save(rows(20), tmp_path / "all.csv")
@@ -239,7 +233,6 @@ def test_a_label_outside_the_classes_names_row_and_classes(label: object) -> Non
         class_numbers([0, label], ("bad", "fine", "good"), "here")
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="data.py class_numbers: '²'.isdigit() but int('²') fails")
 def test_a_superscript_is_no_number() -> None:
     with pytest.raises(DataError, match="label '²' is none"):
         class_numbers(["²"], ("a", "b", "c"), "here")

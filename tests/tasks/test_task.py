@@ -125,7 +125,6 @@ def test_identity_changes_with(change: object) -> None:
     assert change(task).identity != task.identity
 
 
-@pytest.mark.xfail(strict=True, reason="task.py identity: .view(torch.uint8) of a 0-dim tensor (num_batches_tracked)")
 def test_a_model_with_batchnorm_has_an_identity() -> None:
     task = task_of(mlp())
     replace(task, model=nn.Sequential(nn.BatchNorm1d(16), nn.Linear(16, 3))).identity  # noqa: B018
