@@ -17,6 +17,10 @@ from autocompress.records import Trial
 from autocompress.searching.status import Status
 
 
+#: Candidates between two status lines where there is no terminal to keep one.
+EVERY = 5
+
+
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(max(0, round(seconds)), 60)
     return f"{minutes}:{rest:02d}"
@@ -25,7 +29,7 @@ def _clock(seconds: float) -> str:
 class Progress:
     """A watcher that prints a line per candidate and keeps a status line below them.
 
-    Where the output is no terminal, the status follows each candidate as part of its line.
+    Where the output is no terminal, the status is printed every `EVERY` candidates instead.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -58,6 +62,8 @@ class Progress:
             self.console.print(f"[bold]{status.stage}[/bold]")
         if self._live.is_started:
             self._live.update(Text(self._words(status), style="cyan"), refresh=True)
+        elif status.done and status.done % EVERY == 0 and not new_stage:
+            self.console.print(f"  {self._words(status)}", soft_wrap=True)
 
     def _words(self, status: Status) -> str:
         left = _clock(status.budget_s - status.elapsed_s)

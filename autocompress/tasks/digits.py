@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.records import write_json
-from autocompress.tasks.hub import load_model
+from autocompress.tasks.hub import load_model, silence
 from autocompress.tasks.task import Examples, Snippet, Task, logits_of
 
 MODEL = {
@@ -135,6 +135,7 @@ def _reference_model(train: Examples, say: Callable[[str], None]) -> nn.Module:
     folder = cache_folder() / VERSION
     if (folder / "recipe.json").is_file():
         return load_model(ViTForImageClassification, folder)
+    silence()
     torch.manual_seed(RECIPE.seed)
     model: nn.Module = ViTForImageClassification(ViTConfig(**MODEL))
     say(f"training the reference model once ({RECIPE.steps} steps), kept in {folder}")

@@ -11,15 +11,20 @@ from torch import nn
 from autocompress.errors import ModelError
 
 
+def silence() -> None:
+    """Keep the progress bars of transformers out of ours."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def load_pretrained(auto_class: Any, source: str | Path, **options: Any) -> Any:
     """``auto_class.from_pretrained(source)``.
 
     Raises:
         ModelError: the folder is no model, or the hub cannot be reached.
     """
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
+    silence()
     path = Path(source)
     if str(source).startswith((".", "/", "~")) and not path.expanduser().is_dir():
         raise ModelError(f"--model {source}: no such folder")
