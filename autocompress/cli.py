@@ -105,7 +105,7 @@ def front(
 
     opened = Run.open(run)
     if as_json:
-        print(json.dumps(opened.entries(), indent=1))
+        print(json.dumps(opened.entries(absolute=True), indent=1))
     else:
         _print_front(opened)
 

@@ -69,9 +69,13 @@ class Run:
         data: dict[str, Any] = json.loads(path.read_text())
         return data
 
-    def entries(self) -> list[dict[str, Any]]:
-        """The rows of ``autocompress front --json``."""
-        return front_entries(self.front)
+    def entries(self, absolute: bool = False) -> list[dict[str, Any]]:
+        """The rows of ``autocompress front --json``; artefacts are relative to the run folder, or absolute."""
+        rows = front_entries(self.front)
+        for row in rows if absolute else ():
+            for key in ("artifact", "artifact_dense"):
+                row[key] = row[key] and str((self.folder / row[key]).resolve())
+        return rows
 
     def pick(
         self,

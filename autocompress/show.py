@@ -16,7 +16,6 @@ from autocompress.front import Front
 from autocompress.records import Trial
 from autocompress.searching.status import Status
 
-
 #: Candidates between two status lines where there is no terminal to keep one.
 EVERY = 5
 

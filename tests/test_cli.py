@@ -83,7 +83,10 @@ def test_search_shows_progress_and_where_things_are(run_folder: Path) -> None:
 def test_front_json_is_a_list_of_objects(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _err = call(capsys, "front", str(run_folder), "--json")
     assert code == 0
-    assert {"fingerprint", "latency_ratio_best_dense", "plan"} <= set(json.loads(out)[0])
+    for entry in json.loads(out):
+        assert {"fingerprint", "latency_ratio_best_dense", "plan"} <= set(entry)
+        assert Path(entry["artifact"]).is_absolute()
+        assert Path(entry["artifact"]).is_file()
 
 
 def test_report_prints_its_path(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,3 +50,17 @@ def test_shown_python_runs(tmp_path: Path) -> None:
 def test_files_that_it_links_to_exist() -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize(("place", "schema"), [(0, "SpaceRules"), (1, "HardwareProfile")], ids=["space", "profile"])
+def test_settings_shown_in_the_docs_are_legal(place: int, schema: str) -> None:
+    import yaml
+
+    from autocompress.hardware import HardwareProfile
+    from autocompress.rules import SpaceRules
+
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "settings.md").read_text(encoding="utf-8"), flags=re.S)
+    data = {"name": "shown", **yaml.safe_load(blocks[place])}
+    if schema == "HardwareProfile":
+        data["threads"] = 1
+    {"SpaceRules": SpaceRules, "HardwareProfile": HardwareProfile}[schema].model_validate(data)

@@ -75,6 +75,7 @@ class Controller:
         trials: Sequence[Trial] = (),
     ) -> None:
         self.space = space
+        self._journal = journal
         self._violations = violations
         self._asked: dict[int, optuna.trial.Trial] = {}
         self._distributions = {variable.name: _distribution(variable) for variable in space.variables}
@@ -123,7 +124,8 @@ class Controller:
 
     def enqueue(self, values: Values, origin: Origin, again: bool = False) -> None:
         """Propose these values next, in the order of the calls; a repetition changes nothing, unless `again`."""
-        self._study.enqueue_trial(values, user_attrs={"origin": origin}, skip_if_exists=not again)
+        with storage_errors(self._journal):
+            self._study.enqueue_trial(values, user_attrs={"origin": origin}, skip_if_exists=not again)
 
     def ask(self) -> Proposal | None:
         """The next plan that was not evaluated before; None when the space seems exhausted.
@@ -131,7 +133,8 @@ class Controller:
         Repetitions are told with what is known of them.
         """
         for _ in range(MAX_REPEATS):
-            asked = self._study.ask(self._distributions)
+            with storage_errors(self._journal):
+                asked = self._study.ask(self._distributions)
             self._asked[asked.number] = asked
             plan = self.space.decode(asked.params, self._seed)
             origin: Origin = asked.user_attrs.get("origin", "sampled")
@@ -145,12 +148,13 @@ class Controller:
         """Learn the outcome of a proposal; a trial without figures counts as failed."""
         self._known[trial.fingerprint] = trial
         asked = self._asked.pop(number)
-        if not trial.measured:
-            self._study.tell(number, state=TrialState.FAIL)
-            return
-        for name, value in self._violations(trial).items():
-            asked.set_constraint(name, value)
-        self._study.tell(number, _objectives(trial))
+        with storage_errors(self._journal):
+            if not trial.measured:
+                self._study.tell(number, state=TrialState.FAIL)
+                return
+            for name, value in self._violations(trial).items():
+                asked.set_constraint(name, value)
+            self._study.tell(number, _objectives(trial))
 
 
 def _objectives(trial: Trial) -> list[float]:
