@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from autocompress.compress.shape import restore
     from autocompress.errors import AutocompressError
     from autocompress.front import Front
     from autocompress.hardware import HardwareProfile, load_profile
@@ -48,6 +49,7 @@ _HOMES = {
     "load_profile": "hardware",
     "load_space": "rules",
     "load_task": "tasks",
+    "restore": "compress.shape",
     "search": "launch",
 }
 
@@ -75,6 +77,7 @@ __all__ = [
     "load_profile",
     "load_space",
     "load_task",
+    "restore",
     "search",
 ]
 

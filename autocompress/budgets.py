@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from autocompress.errors import ConfigError
 from autocompress.records import Trial
@@ -42,10 +41,12 @@ class Drop:
     Attributes:
         amount: in the metric's own unit (1 point of accuracy = 0.01), or a share of the dense quality.
         relative: which of the two.
+        points: points per unit of the metric.
     """
 
     amount: float
     relative: bool
+    points: float = 100.0
 
     def lost(self, quality: float, dense: float, maximize: bool) -> float:
         """Quality lost against dense, in the unit of `amount`."""
@@ -56,15 +57,17 @@ class Drop:
         """As a user would say it."""
         if self.relative:
             return f"{self.amount * 100:.3g} % of the dense quality"
-        return "1 point" if self.amount == 0.01 else f"{self.amount * 100:.3g} points"
+        shown = f"{self.amount * self.points:.3g}"
+        return "1 point" if shown == "1" else f"{shown} points"
 
 
-def parse_drop(text: str, flag: str = "--max-drop") -> Drop:
-    """The loss in a text such as ``1pt`` (absolute, metrics in [0, 1]) or ``1%`` (relative)."""
+def parse_drop(text: str, flag: str = "--max-drop", points: float = 100.0) -> Drop:
+    """The loss in a text such as ``1pt`` (absolute; `points` per unit of the metric) or ``1%`` (relative)."""
     match = re.fullmatch(_NUMBER + r"\s*(pt|pts|point|points|%)", str(text).strip().lower())
     if not match:
         raise ConfigError(f"{flag} must be points such as 1pt or a share such as 1%, but got {text!r}")
-    return Drop(float(match.group(1)) / 100, match.group(2) == "%")
+    relative = match.group(2) == "%"
+    return Drop(float(match.group(1)) / (100.0 if relative else points), relative, points)
 
 
 @dataclass(frozen=True)
@@ -124,13 +127,9 @@ class Budgets:
             )
         if over.get("drop", 0) > 0 and self.max_drop:
             lost = self.max_drop.lost(trial.quality, quality_dense, maximize)
-            shown = f"{lost * 100:.3g} %" if self.max_drop.relative else f"{lost * 100:.2f} points"
+            shown = f"{lost * 100:.3g} %" if self.max_drop.relative else f"{lost * self.max_drop.points:.2f} points"
             words.append(f"it loses {shown} on validation, {self.max_drop} allowed")
         return words
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
 
 
 def latency_high(trial: Trial) -> float:

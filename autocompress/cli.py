@@ -65,7 +65,7 @@ def search(
 
         run = run_search(
             made,
-            out=settings.out or f"runs/{made.name}",
+            out=settings.out,
             space=settings.space,
             hardware=settings.hardware,
             budget=settings.budget,

@@ -13,9 +13,6 @@ from autocompress.errors import NothingFitsError
 from autocompress.pareto import hypervolume, nondominated, reference_point, search_point
 from autocompress.records import Trial
 
-#: Points of a metric are hundredths of it.
-POINTS = 100
-
 
 @dataclass(frozen=True)
 class Front:
@@ -24,10 +21,12 @@ class Front:
     Attributes:
         trials: every evaluation.
         maximize: whether more quality is better.
+        points_per_unit: 100 where quality is a fraction, else 1.
     """
 
     trials: tuple[Trial, ...]
     maximize: bool
+    points_per_unit: float = 100.0
 
     @property
     def dense(self) -> Trial | None:
@@ -64,6 +63,16 @@ class Front:
         values = np.array([[_ratio(t), _quality(t)] for t in trials]).reshape(-1, 2)
         mask = nondominated(values, [False, self.maximize])
         return tuple(sorted((t for t, keep in zip(trials, mask, strict=True) if keep), key=_ratio))
+
+    def clearly_dominated(self, trial: Trial, faster: float = 0.95, better: float = 0.01) -> bool:
+        """Whether a measured trial is over 5 % faster than this one and better by over 0.01 of the quality's size."""
+        quality = _quality(trial)
+        margin = better * max(abs(quality), 1e-9)
+        return any(
+            _ratio(other) < faster * _ratio(trial)
+            and (_quality(other) - quality if self.maximize else quality - _quality(other)) > margin
+            for other in self.measured
+        )
 
     def hypervolume(self) -> float:
         """Of the feasible trials, in the coordinates of `pareto.search_point`; 0.0 before dense is measured."""
@@ -139,7 +148,7 @@ def front_entry(trial: Trial, front: Front, on_front: bool) -> dict[str, Any]:
     dense_test = dense.quality_test if dense else None
     drop_test = None
     if dense_test is not None and trial.quality_test is not None:
-        drop_test = POINTS * (dense_test - trial.quality_test) * (1 if front.maximize else -1)
+        drop_test = front.points_per_unit * (dense_test - trial.quality_test) * (1 if front.maximize else -1)
     drop = front.drop(trial)
     return {
         "fingerprint": trial.fingerprint,
@@ -157,7 +166,7 @@ def front_entry(trial: Trial, front: Front, on_front: bool) -> dict[str, Any]:
         "quality_validation": trial.quality,
         "quality_test": trial.quality_test,
         "quality_dense_test": dense_test,
-        "drop_points_validation": POINTS * drop if drop is not None else None,
+        "drop_points_validation": front.points_per_unit * drop if drop is not None else None,
         "drop_points_test": drop_test,
         "size_bytes": trial.artifact.size_bytes,
         "size_bytes_dense": dense.artifact.size_bytes if dense and dense.artifact else None,

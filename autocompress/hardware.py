@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import psutil
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from autocompress.errors import ProfileError
 from autocompress.plan import PRECISIONS, Precision
@@ -48,6 +48,12 @@ class Timing(_Strict):
     half_width: Positive = 0.01
     drift: Positive = 0.03
     report_queries: Count = 256
+
+    @model_validator(mode="after")
+    def _check(self) -> Timing:
+        if self.max_blocks < self.min_blocks:
+            raise ValueError(f"max_blocks must be at least min_blocks, {self.min_blocks}")
+        return self
 
 
 class HardwareProfile(_Strict):

@@ -31,13 +31,16 @@ from autocompress.plan import Plan
 from autocompress.records import read_trials, storage_errors, write_atomic, write_json
 from autocompress.rules import SpaceRules, load_space
 from autocompress.run import Run, make_budgets
-from autocompress.searching.controller import Sampler
-from autocompress.searching.loop import Loop
+from autocompress.searching.controller import Sampler, check_sampler
+from autocompress.searching.loop import Loop, references
 from autocompress.searching.probe import Probe, check_reachable, run_probe
 from autocompress.searching.status import Silent, Watcher
 from autocompress.space import SearchSpace, build_space, default_space
 from autocompress.survey import survey
 from autocompress.tasks.task import Task
+
+#: What `search` itself writes before `experiment.yaml`; a kill in between leaves no stranger.
+OWN = ("layers.json", "environment.json", "processor")
 
 #: Free disk under which a search is not begun.
 MIN_FREE_BYTES = 200_000_000
@@ -46,7 +49,7 @@ MIN_FREE_BYTES = 200_000_000
 def search(
     task: Task,
     *,
-    out: str | Path,
+    out: str | Path | None = None,
     space: str | Path | None = None,
     hardware: str | Path = "cpu",
     budget: str | float = "30m",
@@ -63,7 +66,7 @@ def search(
 
     Args:
         task: model, data and metric.
-        out: the run folder; made, or resumed when it holds the same experiment.
+        out: the run folder, ``runs/TASK`` by default; made, or resumed when it holds the same experiment.
         space: a shipped search space or a .yaml path; by default the one that fits the model.
         hardware: a shipped profile or a .yaml path.
         budget: wall-clock, such as "30m", or seconds; a larger one continues a finished run.
@@ -82,14 +85,15 @@ def search(
         RunMismatchError: `out` holds another experiment; says what differs.
     """
     watcher = watcher or Silent()
+    check_sampler(sampler, seed)
     seconds = budget if isinstance(budget, int | float) else parse_seconds(budget, "--budget")
-    budgets = make_budgets(max_latency, min_speedup, max_drop)
+    budgets = make_budgets(max_latency, min_speedup, max_drop, task.metric.points)
     profile = load_profile(hardware)
     workload = task.workload_inputs(profile.workload.batch, profile.workload.sequence_length)
     table = survey(task.model, workload)
     rules = load_space(space or default_space(table))
     full_space = build_space(rules, table, profile)
-    root = Path(out)
+    root = Path(out or f"runs/{task.name}")
     asked = {
         **(source or {"task": task.name}),
         "space": str(space or rules.name),
@@ -99,6 +103,9 @@ def search(
         "max_drop": max_drop,
         "sampler": sampler,
         "seed": seed,
+        "budget": str(budget) if isinstance(budget, str) else f"{budget:g}s",
+        "max_trials": max_trials,
+        "out": str(root),
     }
     resolved = _resolved(task, rules, profile, table, budgets)
     with _claimed(root):
@@ -108,11 +115,10 @@ def search(
         state = run.state
         if state.get("finished") and _enough(state, seconds, max_trials):
             watcher.say(f"nothing left to do: {run.status()}")
+            if not (root / "report.html").is_file():
+                run.report()
             return run
         torch.set_num_threads(cores())
-        torch.set_flush_denormal(
-            True
-        )  # a recovery near its end has tiny gradients, which else slow it down severalfold
         with Bench(
             profile, root / "inputs.npz", root / "artifacts" / f"{Plan().fingerprint}-r0" / "model.onnx"
         ) as bench:
@@ -166,6 +172,7 @@ def _search(
     loop.announce("probe")
     loop.probe = _probe(shop, full_space, watcher)
     check_reachable(loop.probe, budgets)
+    loop.references = references(full_space, loop.probe)
     loop.space = build_space(full_space.rules, shop.table, shop.profile, loop.probe.dropped, loop.probe.learning_rate)
     reason = loop.run()
     overhead["search_s"] += loop.search_s
@@ -204,6 +211,7 @@ def _resolved(
         "identity": task.identity,
         "metric": task.metric.name,
         "maximize": task.metric.maximize,
+        "points": task.metric.points,
         "samples": {"train": len(task.train), "validation": len(task.validation), "test": len(task.test)},
         "notes": list(task.notes),
         "inputs": list(task.input_names),
@@ -239,10 +247,12 @@ def _settle_folder(
     path = root / "experiment.yaml"
     if path.is_file():
         _refuse_another(Run(root), asked, resolved)
-        return
-    strangers = sorted(item.name for item in root.iterdir() if item.name != ".lock")
-    if strangers:
-        raise ConfigError(f"--out {root}: holds {', '.join(strangers[:3])} but no run; choose an empty folder")
+        if _has_results(root):
+            return
+    else:
+        strangers = sorted(i.name for i in root.iterdir() if i.name not in OWN and not i.name.startswith("."))
+        if strangers:
+            raise ConfigError(f"--out {root}: holds {', '.join(strangers[:3])} but no run; choose an empty folder")
     free = shutil.disk_usage(root).free
     if free < MIN_FREE_BYTES:
         raise StorageError(f"--out {root}: {free / 1e6:.0f} MB left on the disk, {MIN_FREE_BYTES / 1e6:.0f} needed")
@@ -259,12 +269,18 @@ def _settle_folder(
     write_atomic(path, text)
 
 
+def _has_results(root: Path) -> bool:
+    """Whether the folder holds an evaluation; until then what was asked may still be changed."""
+    trials = root / "trials.jsonl"
+    return trials.is_file() and trials.stat().st_size > 0
+
+
 def _refuse_another(run: Run, asked: Mapping[str, Any], resolved: Mapping[str, Any]) -> None:
     before = run.experiment
     differences = [
-        f"{key}: {before.get(key)!r} there, {value!r} now"
-        for key, value in asked.items()
-        if key in ("max_latency", "min_speedup", "max_drop", "sampler", "seed") and before.get(key) != value
+        f"{key}: {before.get(key)!r} there, {asked[key]!r} now"
+        for key in ("max_latency", "min_speedup", "max_drop", "sampler", "seed")
+        if before.get(key) != asked[key] and _has_results(run.folder)
     ]
     for key, meaning in (
         ("task", "task"),

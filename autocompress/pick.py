@@ -83,9 +83,11 @@ def write_pick(
     """
     assert trial.artifact is not None
     assert trial.latency is not None
-    if (out / "experiment.yaml").is_file():
-        raise ConfigError(f"--out {out}: that is a run folder; choose another one for the picked model")
+    if out.is_dir() and any(out.iterdir()) and not (out / "card.json").is_file():
+        raise ConfigError(f"--out {out}: holds other files; choose an empty folder, or that of an earlier pick")
     source = (run / trial.artifact.path).parent
+    if not (source / "model.onnx").is_file():
+        raise ConfigError(f"{source / 'model.onnx'} is gone from the run; search again to make it")
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         for name in ("model.onnx", "weights.safetensors", "plan.json"):

@@ -16,7 +16,7 @@ from autocompress.compress.bank import Bank
 from autocompress.compress.quantize import quantize
 from autocompress.compress.shape import shape
 from autocompress.distill import TeacherCache, recover
-from autocompress.errors import StorageError
+from autocompress.errors import ModelError, StorageError
 from autocompress.export.export import export_model, to_arrays
 from autocompress.hardware import HardwareProfile
 from autocompress.layers import LayerTable
@@ -139,7 +139,11 @@ def save_weights(model: nn.Module, path: Path) -> None:
 
 
 def score_artifact(artifact: Artifact, shop: Workshop, examples: Examples) -> Score:
-    """The task's metric of an exported file on a split, run in the profile's runtime."""
+    """The task's metric of an exported file on a split, run in the profile's runtime.
+
+    Raises:
+        ModelError: the metric gives no finite number.
+    """
     session = open_session(shop.root / artifact.path, shop.profile.runtime, shop.profile.threads)
     outputs = None
     for rows, inputs, _targets in examples.batches(SCORE_BATCH):
@@ -152,7 +156,10 @@ def score_artifact(artifact: Artifact, shop: Workshop, examples: Examples) -> Sc
     stderr = None
     if metric.per_sample is not None and len(examples) > 1:
         stderr = float(metric.per_sample(outputs, targets).std(ddof=1) / np.sqrt(len(examples)))
-    return Score(float(metric.score(outputs, targets)), stderr)
+    value = float(metric.score(outputs, targets))
+    if not np.isfinite(value):
+        raise ModelError(f"{metric.name} of {artifact.path} is {value}")
+    return Score(value, stderr)
 
 
 def measure_again(trial: Trial, shop: Workshop) -> Latency:

@@ -99,6 +99,15 @@ class DistillRule(_Strict):
     steps: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
     default: DistillDefault = DistillDefault()
 
+    @model_validator(mode="after")
+    def _check(self) -> DistillRule:
+        if self.soft_weight.low < 0 or self.soft_weight.high > 1:
+            raise ValueError("soft_weight must lie in [0, 1]")
+        for name in ("temperature", "learning_rate"):
+            if getattr(self, name).low <= 0:
+                raise ValueError(f"{name} must be above 0")
+        return self
+
     @field_validator("steps")
     @classmethod
     def _ascending(cls, steps: tuple[int, ...]) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from autocompress.budgets import Budgets, Drop, parse_drop, parse_seconds, parse_speedup
+from autocompress.budgets import Budgets, parse_drop, parse_seconds, parse_speedup
 from autocompress.errors import ConfigError, near
 from autocompress.front import Front, front_entries
 from autocompress.layers import LayerTable
@@ -50,7 +50,8 @@ class Run:
     @property
     def front(self) -> Front:
         """The front of what was evaluated so far."""
-        return Front(tuple(self.trials), bool(self.experiment["resolved"]["maximize"]))
+        resolved = self.experiment["resolved"]
+        return Front(tuple(self.trials), bool(resolved["maximize"]), float(resolved["points"]))
 
     @property
     def table(self) -> LayerTable:
@@ -97,7 +98,7 @@ class Run:
         Raises:
             NothingFitsError: with the nearest miss and what it lacks.
         """
-        budgets = make_budgets(max_latency, min_speedup, max_drop)
+        budgets = make_budgets(max_latency, min_speedup, max_drop, self.experiment["resolved"]["points"])
         if not budgets and not fingerprint:
             raise ConfigError("say what to pick: --max-latency, --min-speedup, --max-drop or --fingerprint")
         trial = self._by_fingerprint(fingerprint) if fingerprint else self.front.choose(budgets)
@@ -164,16 +165,24 @@ class Run:
 
 
 def make_budgets(
-    max_latency: str | float | None = None, min_speedup: str | float | None = None, max_drop: str | Drop | None = None
+    max_latency: str | float | None = None,
+    min_speedup: str | float | None = None,
+    max_drop: str | None = None,
+    points: float = 100.0,
 ) -> Budgets:
-    """Budgets from what a user writes; raises `ConfigError` naming the flag."""
+    """Budgets from what a user writes; raises `ConfigError` naming the flag. `points` per unit of the metric."""
     latency = max_latency if isinstance(max_latency, float | int) else None
     return Budgets(
         max_latency_s=latency or (parse_seconds(str(max_latency), "--max-latency") if max_latency else None),
         min_speedup=parse_speedup(str(min_speedup)) if min_speedup else None,
-        max_drop=max_drop if isinstance(max_drop, Drop) else parse_drop(max_drop) if max_drop else None,
+        max_drop=parse_drop(max_drop, points=points) if max_drop else None,
     )
 
 
 def _budgets_from(experiment: Mapping[str, Any]) -> Budgets:
-    return make_budgets(experiment.get("max_latency"), experiment.get("min_speedup"), experiment.get("max_drop"))
+    return make_budgets(
+        experiment.get("max_latency"),
+        experiment.get("min_speedup"),
+        experiment.get("max_drop"),
+        experiment["resolved"]["points"],
+    )

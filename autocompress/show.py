@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -51,7 +52,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a fact."""
-        self.console.print(f"  {text}", soft_wrap=True)
+        self.console.print(f"  {escape(text)}", soft_wrap=True)
 
     def update(self, status: Status) -> None:
         """Show where the search stands."""
@@ -81,11 +82,11 @@ def candidate_line(trial: Trial, on_front: bool) -> str:
     """One candidate in one line: ratio with its interval, quality, what was done."""
     number = f"[dim]{trial.number:>4}[/dim]"
     if trial.latency is None or trial.quality is None:
-        return f"{number}  [red]failed[/red]  {trial.what}: {trial.error}"
+        return f"{number}  [red]failed[/red]  {escape(trial.what)}: {escape(trial.error)}"
     mark = "[green]●[/green]" if on_front else "[yellow]over[/yellow]" if trial.state == "INFEASIBLE" else " "
     latency = trial.latency
     span = f"({latency.ratio_best_dense_low:.3f}–{latency.ratio_best_dense_high:.3f})"
-    return f"{number} {mark} {latency.ratio_best_dense:.3f}x {span}  {trial.quality:.4f}  {trial.what}"
+    return f"{number} {mark} {latency.ratio_best_dense:.3f}x {span}  {trial.quality:.4f}  {escape(trial.what)}"
 
 
 def _interval(entry: dict[str, Any], name: str) -> str:
@@ -94,7 +95,9 @@ def _interval(entry: dict[str, Any], name: str) -> str:
 
 def front_table(entries: Sequence[dict[str, Any]], metric: str, title: str) -> Table:
     """The front, fast to slow; reference points that are dominated stand in grey."""
-    table = Table(title=title, title_justify="left", caption_justify="left", box=None, pad_edge=False, expand=False)
+    table = Table(
+        title=escape(title), title_justify="left", caption_justify="left", box=None, pad_edge=False, expand=False
+    )
     table.caption = (
         "ratio: candidate / the fastest dense fp32 found here, 95 % interval; drop: points of "
         f"{metric} lost against dense, on validation (chosen by) and test (shown); grey: reference, dominated"
@@ -111,7 +114,7 @@ def front_table(entries: Sequence[dict[str, Any]], metric: str, title: str) -> T
             _points(entry["drop_points_validation"]),
             _points(entry["drop_points_test"]),
             f"{entry['size_bytes'] / 1e6:.2f} MB",
-            entry["what"],
+            escape(entry["what"]),
             style="" if entry["on_front"] else "dim",
         )
     return table

@@ -181,10 +181,6 @@ class SearchSpace:
                 values[variable.name] = min(max(default, variable.low), variable.high)
         return values
 
-    def smallest(self, precision: Precision) -> Values:
-        """Values of the least of everything at one precision, without recovery."""
-        return self.uniform(keep=0.0, precision=precision, rank=0.0, removed=self.table.blocks)
-
 
 _DISTILL = ("soft_weight", "temperature", "learning_rate")
 

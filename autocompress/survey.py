@@ -100,6 +100,11 @@ def _count_macs(
     try:
         with evaluating(model), torch.inference_mode():
             model(**example_inputs)
+    except Exception as fault:  # the model is the user's: whatever it raises
+        raise ModelError(
+            f"{type(model).__name__} cannot be called with the inputs {', '.join(example_inputs)} as keywords: "
+            f"{type(fault).__name__}: {fault}"
+        ) from fault
     finally:
         for handle in handles:
             handle.remove()

@@ -15,13 +15,16 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from autocompress.environment import environment
+from autocompress.hardware import HardwareProfile
 from autocompress.launch import search
 from autocompress.measure.latency import Bench, Setting
 from autocompress.records import append_line
+from autocompress.runtimes import open_session
 from autocompress.searching.probe import Probe
 from autocompress.show import Progress
 from autocompress.tasks import TaskSource, load_task
@@ -48,7 +51,7 @@ def main() -> None:
         task = load_task(SOURCES[options.task], 128, progress.say)
         run = search(task, out=folder, budget=options.budget, watcher=progress)
         probe = Probe.from_json(json.loads((folder / "probe.json").read_text()))
-        rows = [again(run, entry, probe) for entry in run.entries()]
+        rows = [again(run, task, entry, probe) for entry in run.entries()]
     result = {
         "command": " ".join(["python", "benchmarks/main_job.py", *sys.argv[1:]]),
         "task": options.task,
@@ -64,10 +67,19 @@ def main() -> None:
     show(result)
 
 
-def again(run, entry: dict, probe: Probe) -> dict:
-    """One model of the front, timed and reported afresh."""
-    from autocompress.hardware import HardwareProfile
+def quality(path: Path, task, profile: HardwareProfile) -> float:
+    """The task's metric of a file on the test split, by ONNX Runtime itself."""
+    session = open_session(path, profile.runtime, profile.threads)
+    outputs = {}
+    for rows, inputs, _targets in task.test.batches(32):
+        values = session.run({name: value.numpy() for name, value in inputs.items()})[0]
+        outputs.update(zip(rows.tolist(), values, strict=True))
+    logits = np.stack([outputs[row] for row in range(len(task.test))])
+    return task.metric.score(logits, task.test.targets.numpy())
 
+
+def again(run, task, entry: dict, probe: Probe) -> dict:
+    """One model of the front and the dense model, timed in turn and scored on the test split, afresh."""
     profile = HardwareProfile(**run.experiment["resolved"]["hardware"])
     dense = run.folder / entry["artifact_dense"]
     with Bench(profile, run.folder / "inputs.npz", dense, Setting(*_setting(probe))) as bench:
@@ -80,7 +92,8 @@ def again(run, entry: dict, probe: Probe) -> dict:
         "speedup_low": 1 / latency.ratio_best_dense_high,
         "speedup_high": 1 / latency.ratio_best_dense_low,
         "drop_points_validation": entry["drop_points_validation"],
-        "drop_points_test": entry["drop_points_test"],
+        "drop_points_test": 100
+        * (quality(dense, task, profile) - quality(run.folder / entry["artifact"], task, profile)),
         "size_ratio": entry["size_bytes"] / entry["size_bytes_dense"],
     }
 

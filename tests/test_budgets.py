@@ -150,9 +150,7 @@ def test_sentences_say_what_is_asked():
     assert list(Budgets().sentences()) == []
 
 
-def test_budgets_to_json():
-    assert Budgets(0.005, None, Drop(0.01, True)).to_json() == {
-        "max_latency_s": 0.005,
-        "min_speedup": None,
-        "max_drop": {"amount": 0.01, "relative": True},
-    }
+def test_points_of_a_metric_that_is_no_fraction_are_its_own_units():
+    drop = parse_drop("2pt", points=1.0)
+    assert (drop.amount, str(drop)) == (2.0, "2 points")
+    assert drop.lost(quality=70.0, dense=71.5, maximize=True) == 1.5

@@ -163,9 +163,38 @@ def test_a_folder_of_strangers_is_refused(task: autocompress.Task, tmp_path: Pat
         autocompress.search(task, out=tmp_path)
 
 
-def test_an_impossible_latency_is_refused_with_the_reachable_range(task: autocompress.Task, tmp_path: Path) -> None:
+def test_an_impossible_latency_is_refused_with_the_reachable_range(
+    task: autocompress.Task, tmp_path: Path, space: Path
+) -> None:
     with pytest.raises(BudgetError, match=r"--max-latency 1e-06 ms .* reachable here: .* ms to .* ms"):
-        autocompress.search(task, out=tmp_path / "run", hardware="cpu-1-thread", max_latency=1e-9, max_trials=1)
+        autocompress.search(
+            task, out=tmp_path / "run", space=space, hardware="cpu-1-thread", max_latency=1e-9, max_trials=1
+        )
+    again = autocompress.search(
+        task, out=tmp_path / "run", space=space, hardware="cpu-1-thread", max_latency="1s", max_trials=1
+    )
+    assert again.experiment["max_latency"] == "1s", "nothing was evaluated yet, so the budget may be corrected"
+
+
+def test_a_kill_while_the_folder_is_set_up_does_not_close_it(
+    task: autocompress.Task, tmp_path: Path, space: Path
+) -> None:
+    root = tmp_path / "run"
+    root.mkdir()
+    for name in ("layers.json", "environment.json", ".layers.json.x1y2"):
+        (root / name).write_text("{")
+    run = autocompress.search(task, out=root, space=space, hardware="cpu-1-thread", max_trials=1)
+    assert run.front.dense is not None
+
+
+def test_a_metric_that_gives_no_number_fails_the_candidate(tmp_path: Path, space: Path) -> None:
+    import dataclasses
+
+    broken = dataclasses.replace(
+        example_task(), metric=autocompress.Metric("pearson", True, lambda _logits, _targets: float("nan"))
+    )
+    with pytest.raises(autocompress.AutocompressError, match=r"dense model itself .* pearson of .* is nan"):
+        autocompress.search(broken, out=tmp_path / "run", space=space, hardware="cpu-1-thread", max_trials=1)
 
 
 def test_a_space_without_a_choice_is_refused_before_any_work(task: autocompress.Task, tmp_path: Path) -> None:

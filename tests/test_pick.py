@@ -127,7 +127,7 @@ def test_the_processor_of_the_run_goes_along(run, front, trials, tmp_path):
 
 def test_a_run_folder_is_never_written_over(run, front, trials):
     before = files(run)
-    with pytest.raises(ConfigError, match=r"--out .*run: that is a run folder; choose another one"):
+    with pytest.raises(ConfigError, match=r"--out .*run: holds other files; choose an empty folder"):
         write_pick(trials[1], front, run, run, EXPERIMENT, [])
     assert files(run) == before
 

@@ -10,7 +10,7 @@ import autocompress
 PUBLIC = [
     "Artifact", "AutocompressError", "Distill", "Examples", "Factorize", "Front", "HardwareProfile", "Latency",
     "LayerPlan", "LayerTable", "Metric", "Picked", "Plan", "Prune", "Quantize", "Run", "Task", "TaskSource", "Trial",
-    "load", "load_profile", "load_space", "load_task", "search",
+    "load", "load_profile", "load_space", "load_task", "restore", "search",
 ]  # fmt: skip
 
 

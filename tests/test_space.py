@@ -412,14 +412,13 @@ def test_uniform_keeps_the_default_inside_the_interval(make_space):
     assert space.uniform()["learning_rate"] == 1e-3
 
 
-def test_uniform_and_smallest_name_every_variable(joint):
+def test_uniform_names_every_variable(joint):
     names = {v.name for v in joint.variables}
     assert set(joint.uniform()) == names
-    assert set(joint.smallest("int8")) == names
 
 
-def test_smallest_is_the_least_structure_without_recovery(joint, table):
-    plan = joint.decode(joint.smallest("int8"))
+def test_uniform_at_zero_is_the_least_structure_without_recovery(joint, table):
+    plan = joint.decode(joint.uniform(keep=0.0, precision="int8", removed=table.blocks))
     check_plan(plan, table)
     assert plan.groups == {"net.1": Prune(0), "net.0.attention/heads": Prune(1), "net.0.mlp/neurons": Prune(8)}
     assert plan.layers["net.0.q"].precision == "int8"

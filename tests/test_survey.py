@@ -99,7 +99,7 @@ def test_the_model_is_left_as_it_was(training: bool) -> None:
 
 def test_hooks_go_even_when_the_model_fails() -> None:
     model = mlp()
-    with pytest.raises(RuntimeError, match="shape"):
+    with pytest.raises(ModelError, match=r"Mlp cannot be called with the inputs x as keywords: .*shape"):
         survey(model, {"x": torch.zeros(1, 7)})
     assert not model.first._forward_hooks
 

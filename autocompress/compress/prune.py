@@ -14,7 +14,7 @@ DAMPING = 1e-2
 
 
 def damped(gram: Tensor) -> Tensor:
-    """G with `DAMPING` of its mean diagonal added, and 1 where an input is always zero; float64 ``(in, in)``."""
+    """G with `DAMPING` of its mean diagonal added, the mean itself where an input is always zero; ``(in, in)``."""
     matrix = gram.to(torch.float64).clone()
     diagonal = matrix.diagonal()
     mean = diagonal.mean()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import io
+import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -101,15 +102,17 @@ def export_model(
         ExportError: the file's outputs leave the torch model's by more than `TOLERANCE` allows.
     """
     content = insert_codes(float_graph(model, task), codes).SerializeToString()
-    write_atomic(path, content)
+    aside = path.with_name("unverified.onnx")
+    write_atomic(aside, content)
     precisions = {made.precision for made in codes.values()} | {"fp32"}
-    deviation = agreement(simulate(model, dict(codes)), path, task, runtime)
+    deviation = agreement(simulate(model, dict(codes)), aside, task, runtime)
     allowed = max(TOLERANCE[precision] for precision in precisions)
     if not deviation <= allowed:
         raise ExportError(
             f"{path}: its outputs lie {deviation:.3g} (relative L2) from the torch model's, "
             f"more than the {allowed:g} allowed for {', '.join(sorted(precisions))}"
         )
+    os.replace(aside, path)
     return Artifact(
         str(path.relative_to(root)),
         "onnx",

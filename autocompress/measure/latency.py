@@ -127,12 +127,14 @@ class Bench:
     def measure(self, path: Path, tier: Tier = "search") -> Latency:
         """Latency of an artefact against both dense references, timed in turn.
 
-        The report tier allows three times the rounds, and stops at `report_queries` queries of each; call `close`
-        before it for fresh processes.
+        The report tier starts fresh processes, asks for `report_queries` queries of each contestant beside the
+        interval's width, and allows `REPORT_ROUNDS` times the rounds for it.
 
         Raises:
             MeasureError: the runtime refuses the file or its process dies.
         """
+        if tier == "report":
+            self.close()
         candidate = Contestant(f"candidate:{path}", path, self.setting)
         contestants = [self.dense, candidate]
         best = self.dense
@@ -143,12 +145,12 @@ class Bench:
         if tier == "report":
             timing = timing.model_copy(update={"max_blocks": timing.max_blocks * REPORT_ROUNDS})
         try:
-            rounds = self.race(contestants, timing, timing.report_queries if tier == "report" else None)
+            rounds = self.race(contestants, timing, timing.report_queries if tier == "report" else 0)
         finally:
             self._close_session(candidate)
         return _latency(rounds, candidate, self.dense, best, timing, tier)
 
-    def race(self, contestants: Sequence[Contestant], timing: Timing, enough_queries: int | None = None) -> Rounds:
+    def race(self, contestants: Sequence[Contestant], timing: Timing, least_queries: int = 0) -> Rounds:
         """Time contestants in turn; the first is the reference."""
         queries = {}
         for contestant in contestants:
@@ -161,7 +163,7 @@ class Bench:
             times: list[float] = worker.ask(do="block", key=name, queries=queries[name])["times"]
             return times
 
-        return time_in_turn(list(by_name), run_block, timing, enough_queries)
+        return time_in_turn(list(by_name), run_block, timing, least_queries)
 
     def _worker(self, setting: Setting) -> Worker:
         worker = self._workers.get(setting)

@@ -70,7 +70,7 @@ def time_in_turn(
     names: Sequence[str],
     run_block: Callable[[str], list[float]],
     protocol: Timing,
-    enough_queries: int | None = None,
+    least_queries: int = 0,
 ) -> Rounds:
     """Run rounds until every ratio to the first name is known to `protocol.half_width`, or the rounds run out.
 
@@ -81,7 +81,7 @@ def time_in_turn(
         names: contestants, the reference first.
         run_block: runs a block of queries of one contestant and returns the seconds of each.
         protocol: numbers of blocks, half-width, drift.
-        enough_queries: queries per contestant at which to stop even though the interval is wider; None: go on.
+        least_queries: queries of each contestant before an early stop.
     """
     rounds = Rounds({name: [] for name in names}, {name: [] for name in names})
     order = [*names, *reversed(names)]
@@ -98,14 +98,14 @@ def time_in_turn(
         for name, (first, second) in halves.items():
             rounds.times[name] += first + second
             rounds.blocks[name].append((float(np.median(first)) + float(np.median(second))) / 2)
-        if len(rounds) >= protocol.min_blocks and _settled(rounds, names, protocol, enough_queries):
+        if len(rounds) >= protocol.min_blocks and _settled(rounds, names, protocol, least_queries):
             break
     return rounds
 
 
-def _settled(rounds: Rounds, names: Sequence[str], protocol: Timing, enough_queries: int | None) -> bool:
-    if enough_queries is not None and all(len(rounds.times[name]) >= enough_queries for name in names):
-        return True
+def _settled(rounds: Rounds, names: Sequence[str], protocol: Timing, least_queries: int) -> bool:
+    if any(len(rounds.times[name]) < least_queries for name in names):
+        return False
     return all(bootstrap_median(rounds.ratios(name, names[0])).half_width < protocol.half_width for name in names[1:])
 
 

@@ -83,6 +83,8 @@ class Controller:
         with storage_errors(journal):
             journal.parent.mkdir(parents=True, exist_ok=True)
             cut_torn_line(journal)
+            # Left by a killed process; whoever opens the journal holds the run folder, so nobody owns it.
+            journal.with_name(f"{journal.name}.lock").unlink(missing_ok=True)
             optuna.logging.set_verbosity(logging.WARNING)
             storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=JournalFileOpenLock(str(journal))))
             self._study = optuna.create_study(
@@ -99,23 +101,26 @@ class Controller:
         """Bring the journal in line with the trials: tell what was finished, propose again what was not."""
         finished = {trial.proposal: trial for trial in trials}
         for open_trial in self._study.get_trials(states=(TrialState.RUNNING,)):
-            self._study.tell(open_trial.number, state=TrialState.FAIL)
             # A process may die while Optuna writes the parameters; those of an enqueued proposal are kept whole.
             values = open_trial.system_attrs.get("fixed_params", open_trial.params)
-            if set(values) != set(self._distributions):
-                continue
-            trial = finished.get(open_trial.number)
-            if trial is None:
-                self.enqueue(values, open_trial.user_attrs.get("origin", "sampled"), again=True)
-            elif trial.measured:
-                self._study.add_trial(
-                    optuna.trial.create_trial(
-                        params=values,
-                        distributions=self._distributions,
-                        values=_objectives(trial),
-                        constraints=dict(self._violations(trial)),
-                    )
+            if set(values) == set(self._distributions):
+                self._settle_one(
+                    values, open_trial.user_attrs.get("origin", "sampled"), finished.get(open_trial.number)
                 )
+            self._study.tell(open_trial.number, state=TrialState.FAIL)
+
+    def _settle_one(self, values: Values, origin: Origin, trial: Trial | None) -> None:
+        if trial is None:
+            self.enqueue(values, origin, again=True)
+        elif trial.measured:
+            self._study.add_trial(
+                optuna.trial.create_trial(
+                    params=values,
+                    distributions=self._distributions,
+                    values=_objectives(trial),
+                    constraints=dict(self._violations(trial)),
+                )
+            )
 
     @property
     def proposals(self) -> int:
@@ -163,17 +168,24 @@ def _objectives(trial: Trial) -> list[float]:
     return [trial.latency.ratio, trial.quality]
 
 
+def check_sampler(name: str, seed: int) -> None:
+    """Raise `ConfigError` for an unknown sampler or a negative seed."""
+    if name not in SAMPLERS:
+        raise ConfigError(f"--sampler {name!r} is unknown{near(name, SAMPLERS)}")
+    if seed < 0:
+        raise ConfigError(f"--seed must be 0 or more, but got {seed}")
+
+
 def make_sampler(name: Sampler, seed: int) -> BaseSampler:
-    """Optuna's sampler of that name, seeded."""
+    """Optuna's sampler of that name, seeded; raises as `check_sampler` does."""
+    check_sampler(name, seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if name in ("auto", "tpe"):
             return optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=10)
         if name == "nsga2":
             return optuna.samplers.NSGAIISampler(seed=seed, population_size=24)
-        if name == "random":
-            return optuna.samplers.RandomSampler(seed=seed)
-    raise ConfigError(f"sampler: unknown {name!r}{near(name, SAMPLERS)}")
+        return optuna.samplers.RandomSampler(seed=seed)
 
 
 def _distribution(variable: Variable) -> BaseDistribution:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from autocompress.budgets import Budgets
-from autocompress.errors import AutocompressError
+from autocompress.errors import AutocompressError, StorageError
 from autocompress.front import Front, fits
 from autocompress.measure.latency import REPORT_ROUNDS
 from autocompress.pipeline import Workshop, evaluate, measure_again, score_artifact
@@ -18,6 +18,9 @@ from autocompress.searching.controller import Controller, Sampler
 from autocompress.searching.probe import Probe
 from autocompress.searching.status import Status, Watcher
 from autocompress.space import SearchSpace, Values
+
+#: Precisions of a uniform int8 reference.
+INT8: tuple[Precision, ...] = ("int8", "int8-dynamic")
 
 #: Stands where a trial answers no proposal of the controller.
 NO_PROPOSAL = -1
@@ -38,7 +41,7 @@ class Loop:
         trials: finished evaluations, from earlier sessions too; grows.
         budget_s, spent_s: wall-clock allowed, and spent before this session.
         sampler, seed, max_trials: as given by the user.
-        probe: set before `run`.
+        probe, references: set before `run`; see `references` below.
         saved: called when the trials changed, to write the front to disk.
         search_s, worked_s: wall-clock of `run`, and the part of it spent in the stages of candidates.
     """
@@ -55,6 +58,7 @@ class Loop:
     seed: int = 0
     max_trials: int | None = None
     probe: Probe | None = None
+    references: Sequence[tuple[Origin, Plan]] = ()
     started: float = field(default_factory=time.perf_counter)
     search_s: float = 0.0
     worked_s: float = 0.0
@@ -62,7 +66,8 @@ class Loop:
     @property
     def front(self) -> Front:
         """The front so far."""
-        return Front(tuple(self.trials), self.shop.task.metric.maximize)
+        metric = self.shop.task.metric
+        return Front(tuple(self.trials), metric.maximize, metric.points)
 
     @property
     def elapsed_s(self) -> float:
@@ -78,7 +83,7 @@ class Loop:
         """Search, then grade the finalists; returns why it stopped."""
         begun = time.perf_counter()
         self.announce("search")
-        self._evaluate_dense()
+        self._evaluate_references()
         controller = Controller(
             self.shop.root / "study.journal",
             self.space,
@@ -109,15 +114,18 @@ class Loop:
             trial = self._evaluate(proposal.plan, proposal.origin, proposal.number)
             controller.tell(proposal.number, trial)
 
-    def _evaluate_dense(self) -> None:
-        """Every figure is read against dense: it is evaluated first, whatever the space may propose."""
-        if self.front.dense is None:
-            trial = self._evaluate(Plan(), "dense", NO_PROPOSAL)
-            if trial.state == "FAILED":
+    def _evaluate_references(self) -> None:
+        """What every figure is read against is evaluated first, whatever the space may propose; dense before all."""
+        done = {trial.fingerprint for trial in self.trials}
+        for origin, plan in self.references:
+            if plan.fingerprint in done:
+                continue
+            trial = self._evaluate(plan, origin, NO_PROPOSAL)
+            if origin == "dense" and trial.state == "FAILED":
                 raise AutocompressError(f"the dense model itself cannot be evaluated: {trial.error}")
 
     def _evaluate(self, plan: Plan, origin: Origin, proposal: int) -> Trial:
-        trial = evaluate(plan, self.shop, len(self.trials))
+        trial = evaluate(plan, self.shop, max((t.number for t in self.trials), default=-1) + 1)
         self.worked_s += sum(trial.seconds.values())
         trial = self._judge(trial.replace(origin=origin, proposal=proposal, finished_s=self.elapsed_s))
         self._record(trial)
@@ -156,11 +164,12 @@ class Loop:
         return trial.replace(state="INFEASIBLE", error="; ".join(self.budgets.lacks(trial, quality, maximize)))
 
     def _drop_dominated_weights(self) -> None:
-        """Float weights are kept of non-dominated candidates only: any plan's can be made again."""
-        keep = {t.fingerprint for t in (*self.front.all_nondominated(), *self.front.references)}
-        for trial in self.trials:
-            if trial.fingerprint not in keep:
-                (self.shop.artifact_folder(trial.plan) / "weights.safetensors").unlink(missing_ok=True)
+        """Float weights go when another candidate is clearly better in both: the plan can make them again."""
+        keep = {t.fingerprint for t in self.front.references}
+        for trial in self.front.measured:
+            weights = self.shop.artifact_folder(trial.plan) / "weights.safetensors"
+            if trial.fingerprint not in keep and weights.is_file() and self.front.clearly_dominated(trial):
+                weights.unlink()
 
     def _next_seconds(self) -> float:
         """Seconds that one more candidate and the finalists will take, judged by those so far."""
@@ -191,8 +200,10 @@ class Loop:
             try:
                 latency = measure_again(trial, self.shop)
                 test = score_artifact(trial.artifact, self.shop, self.shop.task.test)
-            except AutocompressError as fault:
-                self._record(trial.replace(state="FAILED", error=f"final grading: {fault}"))
+            except StorageError:
+                raise
+            except Exception as fault:  # what the search measured stays; the next run tries again
+                self.watcher.say(f"final grading of {trial.fingerprint} failed: {type(fault).__name__}: {fault}")
                 continue
             self.worked_s += time.perf_counter() - begun
             self._record(self._judge(trial.replace(latency=latency, quality_test=test.value)))
@@ -230,10 +241,23 @@ class Loop:
         return drop.amount * abs(dense.quality) if drop.relative else drop.amount
 
 
+def references(space: SearchSpace, probe: Probe) -> tuple[tuple[Origin, Plan], ...]:
+    """Dense, and every layer in int8: in the kinds that the search goes on with, else in the fastest one measured.
+
+    `space` is the one before the probe dropped anything.
+    """
+    measured = [f for f in probe.precisions if f.precision in INT8 and f.ratio is not None]
+    facts = [f for f in measured if f.kept] or sorted(measured, key=lambda f: f.ratio or 0.0)[:1]
+    uniform = [space.decode(space.uniform(precision=fact.precision)) for fact in facts]
+    return (("dense", Plan()), *(("uniform-int8", Plan(layers=plan.layers)) for plan in uniform))
+
+
 def seeds(space: SearchSpace, probe: Probe) -> Iterator[tuple[Origin, Values]]:
-    """What is evaluated after dense: uniform int8, uniform levels, the last half or every second block removed."""
+    """What the controller proposes first: dense, uniform int8, uniform levels, and halves of the blocks removed."""
     best: Precision = probe.fastest_precision
-    for precision in ("int8", "int8-dynamic"):
+    if space.decode(space.uniform()) == Plan():
+        yield "dense", space.uniform()
+    for precision in INT8:
         if precision not in probe.dropped and space.uniform(precision=precision) != space.uniform():
             yield "uniform-int8", space.uniform(precision=precision)
     rules = space.rules

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from autocompress.measure.latency import Bench, Contestant, Setting
 from autocompress.measure.timing import bootstrap_median
 from autocompress.pipeline import Workshop, build
 from autocompress.plan import PRECISIONS, Distill, Plan, Precision
-from autocompress.records import write_json
+from autocompress.records import Latency, write_json
 from autocompress.runtimes import installed_runtimes
 from autocompress.space import SearchSpace
 
@@ -136,9 +136,7 @@ def run_probe(shop: Workshop, space: SearchSpace, path: Path, say: Callable[[str
     for item in dense:
         say(f"dense fp32, {Setting(item.runtime, item.threads)}: {item.latency_s * 1e3:.3g} ms")
     precisions = probe_precisions(shop, space, say)
-    fastest = min((f for f in precisions if f.kept and f.ratio is not None), key=lambda f: f.ratio or 1.0, default=None)
-    plan = space.decode(space.smallest(fastest.precision if fastest else "fp32"))
-    latency = shop.bench.measure(shop.root / build(plan, shop, keep_weights=False).path)
+    latency = min(_smallest(shop, space, precisions), key=lambda found: found.ratio_best_dense)
     profile_dense = next(
         d for d in dense if Setting(d.runtime, d.threads) == Setting(shop.profile.runtime, shop.profile.threads)
     )
@@ -153,6 +151,23 @@ def run_probe(shop: Workshop, space: SearchSpace, path: Path, say: Callable[[str
         f"{1 / latency.ratio_best_dense:.3g}x) to {profile_dense.latency_s * 1e3:.3g} ms (dense)"
     )
     return probe
+
+
+def _smallest(shop: Workshop, space: SearchSpace, precisions: tuple[PrecisionFact, ...]) -> Iterator[Latency]:
+    """Latencies of the least of everything, in fp32 and in the fastest precision, with full and with least rank.
+
+    Narrow layers may be slower in integers, or as two factors.
+    """
+    kept = [fact for fact in precisions if fact.kept and fact.ratio is not None]
+    fastest: list[Precision] = [min(kept, key=lambda fact: fact.ratio or 1.0).precision] if kept else []
+    plans = {
+        space.decode(space.uniform(keep=0.0, precision=precision, rank=rank, removed=space.table.blocks))
+        for precision in ("fp32", *fastest)
+        for rank in (0.0, 1.0)
+    }
+    for plan in plans:
+        built = build(Plan(plan.groups, plan.layers), shop, keep_weights=False)
+        yield shop.bench.measure(shop.root / built.path)
 
 
 def find_best_dense(bench: Bench) -> tuple[DenseSetting, ...]:

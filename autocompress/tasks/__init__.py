@@ -77,7 +77,10 @@ def _users_task(spec: str) -> Task:
     assert module_spec is not None
     assert module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as fault:  # the file is the user's: whatever it raises
+        raise ConfigError(f"--task {spec}: {file} cannot be imported: {type(fault).__name__}: {fault}") from fault
     maker: Any = getattr(module, function, None)
     if not callable(maker):
         names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]

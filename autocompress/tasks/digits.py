@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autocompress.records import write_json
+from autocompress.records import storage_errors, write_json
 from autocompress.tasks.hub import load_model, silence
 from autocompress.tasks.task import Examples, Snippet, Task, logits_of
 
@@ -140,7 +140,8 @@ def _reference_model(train: Examples, say: Callable[[str], None]) -> nn.Module:
     model: nn.Module = ViTForImageClassification(ViTConfig(**MODEL))
     say(f"training the reference model once ({RECIPE.steps} steps), kept in {folder}")
     _fit(model, train, say)
-    model.save_pretrained(folder)  # type: ignore[operator]
+    with storage_errors(folder):
+        model.save_pretrained(folder)  # type: ignore[operator]
     write_json(folder / "recipe.json", {"model": MODEL, "training": asdict(RECIPE), "split": SPLIT})
     return model.eval()
 

@@ -136,7 +136,7 @@ class Metric:
         score: outputs ``(n, …)`` and targets ``(n, …)`` to one number.
         per_sample: the same to ``(n,)`` numbers whose mean is the score, where there is such a form;
             gives the standard error.
-        fraction: whether values lie in [0, 1] and are shown in percent.
+        fraction: whether values lie in [0, 1]; a point is then a hundredth, else one unit of the metric.
     """
 
     name: str
@@ -144,6 +144,11 @@ class Metric:
     score: Callable[[NDArray[Any], NDArray[Any]], float]
     per_sample: Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]] | None = None
     fraction: bool = True
+
+    @property
+    def points(self) -> float:
+        """Points per unit: a fraction's points are hundredths of it, another metric's are its own unit."""
+        return 100.0 if self.fraction else 1.0
 
 
 def _hits(logits: NDArray[Any], targets: NDArray[Any]) -> NDArray[Any]:
@@ -236,7 +241,7 @@ class Task:
 
     @cached_property
     def identity(self) -> str:
-        """Fingerprint of the weights and of the data (length, and 256 samples spread over each split)."""
+        """Fingerprint of the weights and of the data (all targets, and 256 inputs spread over each split)."""
         digest = hashlib.sha256(self.name.encode())
         for name, value in self.model.state_dict().items():
             digest.update(name.encode())
@@ -244,8 +249,8 @@ class Task:
         for split in (self.train, self.validation, self.test):
             rows = np.unique(np.linspace(0, len(split) - 1, 256).astype(int))
             digest.update(str(len(split)).encode())
-            inputs, targets = split.batch(rows)
-            for column in (*inputs.values(), targets):
+            inputs, _targets = split.batch(rows)
+            for column in (*inputs.values(), split.targets):
                 digest.update(column.contiguous().view(-1).numpy().tobytes())
         return digest.hexdigest()[:16]
 

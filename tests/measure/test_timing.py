@@ -55,7 +55,7 @@ def test_every_round_runs_forwards_then_backwards(names):
 
 def test_a_block_is_told_by_its_median_and_a_round_by_the_mean_of_two():
     blocks = iter([[1.0, 1.0, 9.0], [2.0, 2.0, 0.1], [4.0, 4.0, 4.0], [1.02, 1.02, 5.0]])
-    rounds = time_in_turn("ab", lambda _: next(blocks), Timing(max_blocks=1))
+    rounds = time_in_turn("ab", lambda _: next(blocks), Timing().model_copy(update={"max_blocks": 1}))
     assert rounds.blocks == {"a": [pytest.approx(1.01)], "b": [3.0]}
     assert rounds.ratios("b", "a") == pytest.approx([3.0 / 1.01])
     assert rounds.times == {"a": [1.0, 1.0, 9.0, 1.02, 1.02, 5.0], "b": [2.0, 2.0, 0.1, 4.0, 4.0, 4.0]}
@@ -149,14 +149,18 @@ def test_every_contestant_must_be_known():
 
 
 @pytest.mark.parametrize(
-    ("enough", "kept"),
-    [(1, 7), (56, 7), (57, 8), (100, 13), (10_000, 24)],
-    ids=["fewest_rounds_first", "just_enough", "one_more", "later", "never"],
+    ("least", "kept"),
+    [(0, 7), (56, 7), (57, 8), (100, 13), (10_000, 24)],
+    ids=["none", "just_enough", "one_more", "later", "never"],
 )
-def test_enough_queries_stop_although_the_interval_is_wide(enough, kept):
-    # 4 queries in each of 2 blocks: 8 a round.
+def test_an_early_stop_waits_for_the_least_queries(least, kept):
+    # 4 queries in each of 2 blocks: 8 a round; equal contestants are known to the width from the start.
+    assert len(time_in_turn("ab", Machine(lambda name, call: 1.0), STEADY, least_queries=least)) == kept
+
+
+def test_queries_alone_do_not_stop_while_the_interval_is_wide():
     wild = Machine(lambda name, call: 1.0 if name == "a" else 1.0 + (call // 4) % 2)
-    assert len(time_in_turn("ab", wild, STEADY, enough_queries=enough)) == kept
+    assert len(time_in_turn("ab", wild, STEADY, least_queries=1)) == STEADY.max_blocks
 
 
 # bootstrap
