@@ -62,7 +62,7 @@ class Progress:
             self.console.print(f"[bold]{status.stage}[/bold]")
         if self._live.is_started:
             self._live.update(Text(self._words(status), style="cyan"), refresh=True)
-        elif status.done and status.done % EVERY == 0 and not new_stage:
+        elif status.done and (status.done % EVERY == 0 or status.stage == "finalists") and not new_stage:
             self.console.print(f"  {self._words(status)}", soft_wrap=True)
 
     def _words(self, status: Status) -> str:

@@ -20,9 +20,6 @@ from autocompress.records import Latency
 
 Tier = Literal["search", "report"]
 
-#: Rounds of the report tier, per round of the profile's search tier.
-REPORT_ROUNDS = 3
-
 
 @dataclass(frozen=True)
 class Setting:
@@ -127,8 +124,8 @@ class Bench:
     def measure(self, path: Path, tier: Tier = "search") -> Latency:
         """Latency of an artefact against both dense references, timed in turn.
 
-        The report tier starts fresh processes, asks for `report_queries` queries of each contestant beside the
-        interval's width, and allows `REPORT_ROUNDS` times the rounds for it.
+        The report tier starts fresh processes, and while the interval is wider than the profile wants, goes on until
+        `report_queries` queries of each contestant are kept.
 
         Raises:
             MeasureError: the runtime refuses the file or its process dies.
@@ -142,15 +139,13 @@ class Bench:
             best = Contestant("best-dense", self.dense.path, self.best_dense)
             contestants.append(best)
         timing = self.profile.timing
-        if tier == "report":
-            timing = timing.model_copy(update={"max_blocks": timing.max_blocks * REPORT_ROUNDS})
         try:
             rounds = self.race(contestants, timing, timing.report_queries if tier == "report" else 0)
         finally:
             self._close_session(candidate)
         return _latency(rounds, candidate, self.dense, best, timing, tier)
 
-    def race(self, contestants: Sequence[Contestant], timing: Timing, least_queries: int = 0) -> Rounds:
+    def race(self, contestants: Sequence[Contestant], timing: Timing, enough_queries: int = 0) -> Rounds:
         """Time contestants in turn; the first is the reference."""
         queries = {}
         for contestant in contestants:
@@ -163,7 +158,7 @@ class Bench:
             times: list[float] = worker.ask(do="block", key=name, queries=queries[name])["times"]
             return times
 
-        return time_in_turn(list(by_name), run_block, timing, least_queries)
+        return time_in_turn(list(by_name), run_block, timing, enough_queries)
 
     def _worker(self, setting: Setting) -> Worker:
         worker = self._workers.get(setting)

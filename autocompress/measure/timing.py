@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from autocompress.hardware import Timing
 
 BOOTSTRAPS = 1000
+PATIENCE = 3
 MAX_REJECTED_SHARE = 0.5
 
 
@@ -70,7 +71,7 @@ def time_in_turn(
     names: Sequence[str],
     run_block: Callable[[str], list[float]],
     protocol: Timing,
-    least_queries: int = 0,
+    enough_queries: int = 0,
 ) -> Rounds:
     """Run rounds until every ratio to the first name is known to `protocol.half_width`, or the rounds run out.
 
@@ -81,11 +82,14 @@ def time_in_turn(
         names: contestants, the reference first.
         run_block: runs a block of queries of one contestant and returns the seconds of each.
         protocol: numbers of blocks, half-width, drift.
-        least_queries: queries of each contestant before an early stop.
+        enough_queries: while an interval is too wide, go on past `protocol.max_blocks` rounds, up to `PATIENCE` times
+            as many, until each contestant has so many.
     """
     rounds = Rounds({name: [] for name in names}, {name: [] for name in names})
     order = [*names, *reversed(names)]
-    for done in range(1, protocol.max_blocks + 1):
+    for done in range(1, PATIENCE * protocol.max_blocks + 1):
+        if done > protocol.max_blocks and _fewest(rounds) >= enough_queries:
+            break
         halves: dict[str, list[list[float]]] = {name: [] for name in names}
         for name in order:
             halves[name].append(run_block(name))
@@ -98,14 +102,16 @@ def time_in_turn(
         for name, (first, second) in halves.items():
             rounds.times[name] += first + second
             rounds.blocks[name].append((float(np.median(first)) + float(np.median(second))) / 2)
-        if len(rounds) >= protocol.min_blocks and _settled(rounds, names, protocol, least_queries):
+        if len(rounds) >= protocol.min_blocks and _settled(rounds, names, protocol):
             break
     return rounds
 
 
-def _settled(rounds: Rounds, names: Sequence[str], protocol: Timing, least_queries: int) -> bool:
-    if any(len(rounds.times[name]) < least_queries for name in names):
-        return False
+def _fewest(rounds: Rounds) -> int:
+    return min(len(times) for times in rounds.times.values())
+
+
+def _settled(rounds: Rounds, names: Sequence[str], protocol: Timing) -> bool:
     return all(bootstrap_median(rounds.ratios(name, names[0])).half_width < protocol.half_width for name in names[1:])
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from autocompress.budgets import Budgets
 from autocompress.errors import AutocompressError, StorageError
 from autocompress.front import Front, fits
-from autocompress.measure.latency import REPORT_ROUNDS
 from autocompress.pipeline import Workshop, evaluate, measure_again, score_artifact
 from autocompress.plan import Plan, Precision
 from autocompress.records import Origin, Trial, append_line
@@ -180,7 +179,7 @@ class Loop:
         measure = sum(t.seconds.get("measure", 0.0) for t in done) / len(done)
         score = sum(t.seconds.get("score", 0.0) for t in done) / len(done)
         share = len(self.shop.task.test) / len(self.shop.task.validation)
-        finals = (len(self.front.points) + 2) * (REPORT_ROUNDS * measure + share * score) + 2.0
+        finals = (len(self.front.points) + 2) * (2 * measure + share * score + 1.0)
         return candidate + min(finals, FINAL_SHARE * self.budget_s)
 
     def _grade_finalists(self) -> None:

@@ -149,18 +149,18 @@ def test_every_contestant_must_be_known():
 
 
 @pytest.mark.parametrize(
-    ("least", "kept"),
-    [(0, 7), (56, 7), (57, 8), (100, 13), (10_000, 24)],
-    ids=["none", "just_enough", "one_more", "later", "never"],
+    ("enough", "kept"),
+    [(0, 24), (8 * 24, 24), (8 * 24 + 1, 25), (8 * 40, 40), (10_000, 72)],
+    ids=["search", "just_enough", "one_more", "later", "out_of_patience"],
 )
-def test_an_early_stop_waits_for_the_least_queries(least, kept):
-    # 4 queries in each of 2 blocks: 8 a round; equal contestants are known to the width from the start.
-    assert len(time_in_turn("ab", Machine(lambda name, call: 1.0), STEADY, least_queries=least)) == kept
-
-
-def test_queries_alone_do_not_stop_while_the_interval_is_wide():
+def test_a_wide_interval_is_followed_until_enough_queries(enough, kept):
+    # 4 queries in each of 2 blocks: 8 a round.
     wild = Machine(lambda name, call: 1.0 if name == "a" else 1.0 + (call // 4) % 2)
-    assert len(time_in_turn("ab", wild, STEADY, least_queries=1)) == STEADY.max_blocks
+    assert len(time_in_turn("ab", wild, STEADY, enough_queries=enough)) == kept
+
+
+def test_a_narrow_interval_needs_no_more_queries():
+    assert len(time_in_turn("ab", Machine(lambda name, call: 1.0), STEADY, enough_queries=10_000)) == 7
 
 
 # bootstrap
