@@ -115,7 +115,7 @@ class Loop:
 
     def _evaluate_references(self) -> None:
         """What every figure is read against is evaluated first, whatever the space may propose; dense before all."""
-        done = {trial.fingerprint for trial in self.trials}
+        done = {trial.fingerprint for trial in self.front.measured}  # one that failed is tried again
         for origin, plan in self.references:
             if plan.fingerprint in done:
                 continue

@@ -108,6 +108,8 @@ def _read(source: str | Path) -> Mapping[str, Any]:
             return dict(datasets.load_dataset(formats.pop(), data_files=files, **extra))
         except Exception as fault:  # datasets wraps parser errors of several libraries
             cause = fault.__cause__ or fault
+            if "no data" in str(cause):
+                raise DataError(f"{source}: holds no rows") from fault
             raise DataError(f"{source}: cannot be read: {cause}") from fault
     if path.exists():
         raise DataError(f"{source}: holds no {', '.join(sorted(FORMATS))} file")

@@ -140,7 +140,7 @@ def test_a_column_that_cannot_be_guessed_names_the_flag(tmp_path: Path) -> None:
 
 
 def test_a_header_without_rows_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"all\.csv: (split 'train' is empty|cannot be read)"):
+    with pytest.raises(DataError, match=r"all\.csv: holds no rows"):
         load_splits(save(rows(0), tmp_path / "all.csv"), COLUMNS)
 
 
