@@ -26,7 +26,7 @@ from autocompress.front import Front, front_entries
 from autocompress.hardware import HardwareProfile, cores, load_profile
 from autocompress.layers import LayerTable
 from autocompress.measure.latency import Bench
-from autocompress.pipeline import Workshop, build
+from autocompress.pipeline import Workshop, artifact_folder, build
 from autocompress.plan import Plan
 from autocompress.records import read_trials, storage_errors, write_atomic, write_json
 from autocompress.rules import SpaceRules, load_space
@@ -119,9 +119,7 @@ def search(
                 run.report()
             return run
         torch.set_num_threads(cores())
-        with Bench(
-            profile, root / "inputs.npz", root / "artifacts" / f"{Plan().fingerprint}-r0" / "model.onnx"
-        ) as bench:
+        with Bench(profile, root / "inputs.npz", artifact_folder(root, Plan()) / "model.onnx") as bench:
             shop = Workshop(
                 root,
                 task,

@@ -50,7 +50,12 @@ class Workshop:
 
     def artifact_folder(self, plan: Plan, rung: int = 0) -> Path:
         """Where the files of a plan lie."""
-        return self.root / "artifacts" / f"{plan.fingerprint}-r{rung}"
+        return artifact_folder(self.root, plan, rung)
+
+
+def artifact_folder(root: Path, plan: Plan, rung: int = 0) -> Path:
+    """Where the files of a plan lie in a run folder."""
+    return root / "artifacts" / f"{plan.fingerprint}-r{rung}"
 
 
 @dataclass

@@ -145,19 +145,19 @@ class Loop:
         self.saved(self.front)
 
     def _violations(self, trial: Trial) -> dict[str, float]:
-        dense = self.front.dense
-        quality = dense.quality if dense and dense.quality is not None else trial.quality
+        return self.budgets.violations(trial, self._quality_dense(trial), self.shop.task.metric.maximize)
+
+    def _quality_dense(self, trial: Trial) -> float:
+        """What a measured trial is held against: dense, or itself as long as it is the first."""
+        quality = (self.front.dense or trial).quality
         assert quality is not None
-        return self.budgets.violations(trial, quality, self.shop.task.metric.maximize)
+        return quality
 
     def _judge(self, trial: Trial) -> Trial:
         """The trial as within or over the budgets; over says what it lacks."""
-        dense = self.front.dense
         if not trial.measured or not self.budgets:
             return trial
-        quality = dense.quality if dense and dense.quality is not None else trial.quality
-        assert quality is not None
-        maximize = self.shop.task.metric.maximize
+        quality, maximize = self._quality_dense(trial), self.shop.task.metric.maximize
         if fits(trial, self.budgets, quality, maximize):
             return trial.replace(state="DONE", error="")
         return trial.replace(state="INFEASIBLE", error="; ".join(self.budgets.lacks(trial, quality, maximize)))
@@ -184,7 +184,6 @@ class Loop:
 
     def _grade_finalists(self) -> None:
         """Report-tier latency in fresh processes, and the test split once, for the front and the references."""
-        self.shop.bench.close()
         graded: set[str] = set()
         while True:
             waiting = [t for t in (*self.front.references, *self.front.points) if t.fingerprint not in graded]

@@ -160,11 +160,11 @@ def _smallest(shop: Workshop, space: SearchSpace, precisions: tuple[PrecisionFac
     """
     kept = [fact for fact in precisions if fact.kept and fact.ratio is not None]
     fastest: list[Precision] = [min(kept, key=lambda fact: fact.ratio or 1.0).precision] if kept else []
-    plans = {
+    plans = dict.fromkeys(
         space.decode(space.uniform(keep=0.0, precision=precision, rank=rank, removed=space.table.blocks))
         for precision in ("fp32", *fastest)
         for rank in (0.0, 1.0)
-    }
+    )
     for plan in plans:
         built = build(Plan(plan.groups, plan.layers), shop, keep_weights=False)
         yield shop.bench.measure(shop.root / built.path)
