@@ -1,12 +1,14 @@
-"""Tiny seeded models, data and tasks for the tests of the torch rooms. Builders only, no fixtures, no tests."""
+"""Tiny seeded models, data and tasks for the tests of the torch rooms; and one fixture that conftests share."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +23,14 @@ VOCABULARY = 60
 CLASSES = 3
 LENGTHS = (5, 9, 12, 7)
 FAMILIES = ("bert", "roberta", "vit")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def stirred(model: nn.Module, seed: int = 0, amount: float = 0.1) -> nn.Module:

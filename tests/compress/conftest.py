@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
-import torch
 
 from autocompress.compress.bank import Bank
 from autocompress.layers import LayerTable
 from autocompress.tasks.task import Task
-from tests.tiny import FAMILIES, bank_of, build, task_of
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+from tests.tiny import FAMILIES, _one_thread, bank_of, build, task_of  # noqa: F401  (a fixture)
 
 
 @dataclass(frozen=True)

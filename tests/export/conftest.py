@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor
@@ -20,15 +19,7 @@ from autocompress.plan import Plan
 from autocompress.records import Artifact
 from autocompress.runtimes import open_session
 from autocompress.tasks.task import Task
-from tests.tiny import run
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+from tests.tiny import _one_thread, run  # noqa: F401  (a fixture)
 
 
 @dataclass(frozen=True)
