@@ -10,32 +10,55 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autocompress.compress.shape import restore
+    from autocompress.compressing.shape import restore
     from autocompress.errors import AutocompressError
     from autocompress.front import Front
     from autocompress.hardware import HardwareProfile, load_profile
     from autocompress.launch import search
     from autocompress.layers import LayerTable
     from autocompress.pick import Picked, load
-    from autocompress.plan import Distill, Factorize, LayerPlan, Plan, Prune, Quantize
+    from autocompress.plan import (
+        Cofi,
+        Distill,
+        Factorize,
+        GlobalMask,
+        Gradual,
+        LayerPlan,
+        Lora,
+        LotteryTicket,
+        Mask,
+        Plan,
+        Prune,
+        Quantize,
+        Terms,
+        plan_from_json,
+    )
     from autocompress.records import Artifact, Latency, Trial
     from autocompress.rules import load_space
     from autocompress.run import Run
     from autocompress.tasks import TaskSource, load_task
     from autocompress.tasks.task import Examples, Metric, Task
+    from autocompress.toolbox import Compressed, compress
 
 #: Public name to the module that holds it; imported when first asked for, so that a report needs no torch.
 _HOMES = {
     "Artifact": "records",
     "AutocompressError": "errors",
+    "Cofi": "plan",
+    "Compressed": "toolbox",
     "Distill": "plan",
     "Examples": "tasks.task",
     "Factorize": "plan",
     "Front": "front",
+    "GlobalMask": "plan",
+    "Gradual": "plan",
     "HardwareProfile": "hardware",
     "Latency": "records",
     "LayerPlan": "plan",
     "LayerTable": "layers",
+    "Lora": "plan",
+    "LotteryTicket": "plan",
+    "Mask": "plan",
     "Metric": "tasks.task",
     "Picked": "pick",
     "Plan": "plan",
@@ -44,26 +67,36 @@ _HOMES = {
     "Run": "run",
     "Task": "tasks.task",
     "TaskSource": "tasks",
+    "Terms": "plan",
     "Trial": "records",
+    "compress": "toolbox",
     "load": "pick",
     "load_profile": "hardware",
     "load_space": "rules",
     "load_task": "tasks",
-    "restore": "compress.shape",
+    "plan_from_json": "plan",
+    "restore": "compressing.shape",
     "search": "launch",
 }
 
 __all__ = [
     "Artifact",
     "AutocompressError",
+    "Cofi",
+    "Compressed",
     "Distill",
     "Examples",
     "Factorize",
     "Front",
+    "GlobalMask",
+    "Gradual",
     "HardwareProfile",
     "Latency",
     "LayerPlan",
     "LayerTable",
+    "Lora",
+    "LotteryTicket",
+    "Mask",
     "Metric",
     "Picked",
     "Plan",
@@ -72,11 +105,14 @@ __all__ = [
     "Run",
     "Task",
     "TaskSource",
+    "Terms",
     "Trial",
+    "compress",
     "load",
     "load_profile",
     "load_space",
     "load_task",
+    "plan_from_json",
     "restore",
     "search",
 ]

@@ -10,6 +10,10 @@ from autocompress.errors import ConfigError
 from autocompress.records import Trial
 
 _SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+#: Excess that is rounding: 0.90 - 0.89 is a little more than 0.01, and yet no more than one point.
+ROUNDING = 1e-9
+
+_BYTES = {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 _NUMBER = r"([0-9]*\.?[0-9]+)"
 
 
@@ -24,6 +28,19 @@ def parse_seconds(text: str, flag: str, bare: str = "") -> float:
     if not match or unit not in _SECONDS or float(match.group(1)) <= 0:
         raise ConfigError(f"{flag} must be a time above 0 such as 5ms, 90s or 30m, but got {text!r}")
     return float(match.group(1)) * _SECONDS[unit]
+
+
+def parse_bytes(text: str, flag: str = "--bank-limit") -> int:
+    """Bytes in a text such as ``500MB``, ``2GB`` or ``1.5GiB``.
+
+    Raises:
+        ConfigError: naming the flag and what would be right.
+    """
+    match = re.fullmatch(_NUMBER + r"\s*([a-z]+)", str(text).strip().lower())
+    size = float(match.group(1)) * _BYTES.get(match.group(2), 0) if match else 0
+    if size < 1:
+        raise ConfigError(f"{flag} must be a size above 0 such as 500MB, 2GB or 1.5GiB, but got {text!r}")
+    return int(size)
 
 
 def parse_speedup(text: str, flag: str = "--min-speedup") -> float:
@@ -98,7 +115,8 @@ class Budgets:
         if self.min_speedup is not None:
             result["speedup"] = trial.latency.ratio_best_dense_high * self.min_speedup - 1
         if self.max_drop is not None:
-            result["drop"] = self.max_drop.lost(trial.quality, quality_dense, maximize) - self.max_drop.amount
+            over = self.max_drop.lost(trial.quality, quality_dense, maximize) - self.max_drop.amount
+            result["drop"] = over if over > ROUNDING else min(over, 0.0)
         return result
 
     def sentences(self) -> Iterator[str]:

@@ -28,10 +28,11 @@ MaxDrop = Annotated[str | None, typer.Option(help="such as 1pt (points) or 1% (r
 def search(
     experiment: Annotated[Path | None, typer.Argument(help="an experiment.yaml; flags go before its settings")] = None,
     task: Annotated[
-        str | None, typer.Option(help="digits, text-classification, image-classification or my.py:make_task")
+        str | None,
+        typer.Option(help="digits, text-classification, image-classification, causal-lm or my.py:make_task"),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Hugging Face folder or hub id")] = None,
-    data: Annotated[str | None, typer.Option(help="folder, csv / json / parquet file, or hub name")] = None,
+    data: Annotated[str | None, typer.Option(help="folder, csv / json / parquet / txt file, or hub name")] = None,
     text_column: Annotated[str | None, typer.Option()] = None,
     image_column: Annotated[str | None, typer.Option()] = None,
     label_column: Annotated[str | None, typer.Option()] = None,
@@ -45,6 +46,7 @@ def search(
     sampler: Annotated[str | None, typer.Option(help="auto, tpe, nsga2 or random [auto]")] = None,
     seed: Annotated[int | None, typer.Option()] = None,
     max_trials: Annotated[int | None, typer.Option(help="candidates to evaluate at most")] = None,
+    bank_limit: Annotated[str | None, typer.Option(help="disk for intermediate results, such as 2GB")] = None,
 ) -> None:
     """Search; the same command again resumes."""
     flags = dict(locals())
@@ -75,6 +77,7 @@ def search(
             sampler=settings.sampler,  # type: ignore[arg-type]
             seed=settings.seed,
             max_trials=settings.max_trials,
+            bank_limit=settings.bank_limit,
             watcher=progress,
             source=source,
         )
@@ -93,7 +96,63 @@ def _print_front(run: Any) -> None:
         console.print("\nNo candidate keeps the budgets; the report shows the nearest miss.")
     console.print(f"\nreport  {run.folder / 'report.html'}")
     console.print(f"models  {run.folder / 'artifacts'}")
-    console.print(f"pick    autocompress pick {run.folder} --max-drop 1pt --out picked")
+    least = "1pt" if resolved["points"] == 100 else "1%"  # a point of a raw metric may be nothing, or everything
+    console.print(f"pick    autocompress pick {run.folder} --max-drop {least} --out picked")
+
+
+@app.command()
+def compress(
+    plan: Annotated[Path, typer.Option(help="a plan.json; names in it may be patterns such as *.mlp.fc1")],
+    out: Annotated[Path, typer.Option(help="folder for the model")],
+    task: Annotated[
+        str, typer.Option(help="digits, text-classification, image-classification, causal-lm or my.py:make_task")
+    ],
+    model: Annotated[str | None, typer.Option(help="Hugging Face folder or hub id")] = None,
+    data: Annotated[str | None, typer.Option(help="folder, csv / json / parquet / txt file, or hub name")] = None,
+    text_column: Annotated[str | None, typer.Option()] = None,
+    image_column: Annotated[str | None, typer.Option()] = None,
+    label_column: Annotated[str | None, typer.Option()] = None,
+    student: Annotated[str | None, typer.Option(help="a smaller network to compress and teach in place of it")] = None,
+    hardware: Annotated[str, typer.Option(help="a shipped hardware profile or a .yaml file")] = "cpu",
+    bank_limit: Annotated[str | None, typer.Option(help="disk for intermediate results, such as 2GB")] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="time the file against the dense one, too")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="one object on stdout")] = False,
+) -> None:
+    """Apply one plan without a search; `autocompress techniques` shows what a plan can say."""
+    from autocompress.budgets import parse_bytes
+    from autocompress.hardware import load_profile
+    from autocompress.tasks import TaskSource, load_task
+
+    limit = parse_bytes(bank_limit, "--bank-limit") if bank_limit else None
+    length = load_profile(hardware).workload.sequence_length
+    source = TaskSource(task, model, data, text_column, image_column, label_column, student)
+    made = load_task(source, length, lambda text: print(text, file=sys.stderr))
+    from autocompress.toolbox import compress as run_compress
+
+    result = run_compress(made, plan, out, hardware=hardware, bank_limit=limit, measure=measure)
+    if as_json:
+        print(json.dumps(result.to_json(), indent=1))
+        return
+    from autocompress.show import compressed_table, wide_console
+
+    wide_console().print(compressed_table(result))
+
+
+@app.command()
+def techniques(
+    as_json: Annotated[bool, typer.Option("--json", help="a list of objects on stdout")] = False,
+    name: Annotated[str | None, typer.Argument(metavar="[ID]", help="one technique, with its example plan")] = None,
+) -> None:
+    """List the techniques: what each does, its settings in a plan, its paper, and a plan that runs on the demo."""
+    from autocompress.techniques import TECHNIQUES, technique
+
+    found = TECHNIQUES if name is None else (technique(name),)
+    if as_json:
+        print(json.dumps([item.to_json() for item in found], indent=1, ensure_ascii=False))
+        return
+    from autocompress.show import technique_page, techniques_table, wide_console
+
+    wide_console().print(techniques_table(found) if name is None else technique_page(found[0]))
 
 
 @app.command()

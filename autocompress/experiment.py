@@ -35,6 +35,7 @@ class Experiment(BaseModel):
     sampler: str = "auto"
     seed: int = 0
     max_trials: int | None = Field(None, ge=1)
+    bank_limit: str | None = None
     resolved: dict[str, Any] | None = None
 
 
@@ -53,5 +54,7 @@ def load_experiment(path: Path | None, flags: dict[str, Any]) -> Experiment:
     if path:
         validate(Experiment, {**({"task": given["task"]} if "task" in given else {}), **data}, str(path), ConfigError)
     if "task" not in {**data, **given}:
-        raise ConfigError("give --task (digits, text-classification, image-classification or my.py:make_task)")
+        raise ConfigError(
+            "give --task (digits, text-classification, image-classification, causal-lm or my.py:make_task)"
+        )
     return validate(Experiment, {**data, **given}, "flags", ConfigError)

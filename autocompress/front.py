@@ -86,8 +86,11 @@ class Front:
         """Validation quality lost against dense, in the metric's unit; positive is worse."""
         if self.dense is None or trial.quality is None:
             return None
-        lost = _quality(self.dense) - trial.quality
-        return lost if self.maximize else -lost
+        return self.lost(trial.quality, _quality(self.dense))
+
+    def lost(self, quality: float, dense: float) -> float:
+        """How much worse a quality is than the dense one, in the metric's unit; 0.0, never -0.0, where equal."""
+        return dense - quality if self.maximize else quality - dense
 
     def choose(self, budgets: Budgets) -> Trial:
         """The trial that answers a request, by validation.
@@ -148,7 +151,7 @@ def front_entry(trial: Trial, front: Front, on_front: bool) -> dict[str, Any]:
     dense_test = dense.quality_test if dense else None
     drop_test = None
     if dense_test is not None and trial.quality_test is not None:
-        drop_test = front.points_per_unit * (dense_test - trial.quality_test) * (1 if front.maximize else -1)
+        drop_test = front.points_per_unit * front.lost(trial.quality_test, dense_test)
     drop = front.drop(trial)
     return {
         "fingerprint": trial.fingerprint,

@@ -10,7 +10,8 @@ import psutil
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from autocompress.errors import ProfileError
-from autocompress.plan import PRECISIONS, Precision
+from autocompress.layers import LayerTable
+from autocompress.plan import PRECISIONS, Plan, Precision
 from autocompress.settings import find_yaml, read_yaml, validate
 
 FOLDER = "hardware_profiles"
@@ -35,6 +36,8 @@ class Rounding(_Strict):
 
     heads: Count = 1
     neurons: Count = 8
+    channels: Count = 8
+    hidden: Count = 32
     rank: Count = 8
 
 
@@ -117,3 +120,15 @@ def load_profile(name_or_path: str | Path) -> HardwareProfile:
     except ProfileError as others:
         raise ProfileError(f"{others}\n  {fault}") from None
     raise ProfileError(f"{path}: {fault}")
+
+
+def check_precisions(plan: Plan, table: LayerTable, profile: HardwareProfile) -> None:
+    """Raise `ProfileError` naming every layer whose precision has no kernel on the profile."""
+    faults = []
+    for name, layer_plan in plan.layers.items():
+        available = profile.precisions.get(table.layer(name).kind, ("fp32",))
+        if layer_plan.precision not in available:
+            kind = table.layer(name).kind
+            faults.append(f"{name}: {layer_plan.precision} has no {kind} kernel there; it has {', '.join(available)}")
+    if faults:
+        raise ProfileError("\n  ".join([f"hardware profile {profile.name!r} cannot run the plan:", *faults]))

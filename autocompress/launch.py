@@ -16,8 +16,8 @@ import numpy as np
 import torch
 import yaml
 
-from autocompress.budgets import Budgets, parse_seconds
-from autocompress.compress.bank import Bank
+from autocompress.budgets import Budgets, parse_bytes, parse_seconds
+from autocompress.compressing.bank import Bank
 from autocompress.distill import TeacherCache
 from autocompress.environment import environment
 from autocompress.errors import ConfigError, RunMismatchError, StorageError
@@ -59,6 +59,7 @@ def search(
     sampler: Sampler = "auto",
     seed: int = 0,
     max_trials: int | None = None,
+    bank_limit: str | int | None = None,
     watcher: Watcher | None = None,
     source: Mapping[str, Any] | None = None,
 ) -> Run:
@@ -76,6 +77,7 @@ def search(
         sampler: "auto" (multivariate TPE), "tpe", "nsga2" or "random".
         seed: of the sampler and of the recoveries.
         max_trials: candidates to evaluate at most.
+        bank_limit: disk that intermediate results may take, such as "2GB", or bytes; may differ when resuming.
         watcher: is told what happens.
         source: how the task was made, for `experiment.yaml`.
 
@@ -87,10 +89,13 @@ def search(
     watcher = watcher or Silent()
     check_sampler(sampler, seed)
     seconds = budget if isinstance(budget, int | float) else parse_seconds(budget, "--budget")
+    limit = parse_bytes(bank_limit) if isinstance(bank_limit, str) else bank_limit
     budgets = make_budgets(max_latency, min_speedup, max_drop, task.metric.points)
+    if task.student is not None:
+        raise ConfigError("search compresses the task's model; a student of its own is for autocompress.compress")
     profile = load_profile(hardware)
     workload = task.workload_inputs(profile.workload.batch, profile.workload.sequence_length)
-    table = survey(task.model, workload)
+    table = survey(task.source, workload)
     rules = load_space(space or default_space(table))
     full_space = build_space(rules, table, profile)
     root = Path(out or f"runs/{task.name}")
@@ -105,6 +110,7 @@ def search(
         "seed": seed,
         "budget": str(budget) if isinstance(budget, str) else f"{budget:g}s",
         "max_trials": max_trials,
+        "bank_limit": bank_limit,
         "out": str(root),
     }
     resolved = _resolved(task, rules, profile, table, budgets)
@@ -125,7 +131,7 @@ def search(
                 task,
                 table,
                 profile,
-                Bank(root / "bank", task.model, table, task.calibration(), task.identity),
+                Bank(root / "bank", task, table, limit),
                 TeacherCache(root / "teacher" / f"logits-{task.identity}.npy", task),
                 bench,
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -11,7 +11,10 @@ from typing import Any, Literal
 from autocompress.errors import ModelError, SpaceError, near
 
 LayerKind = Literal["linear", "conv", "embedding"]
-GroupKind = Literal["heads", "neurons", "block"]
+GroupKind = Literal["heads", "neurons", "channels", "hidden", "attention", "feed_forward", "block"]
+
+#: Kinds that are kept or removed as a whole.
+REMOVABLE = ("attention", "feed_forward", "block")
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Layer:
         params: number of weights, bias included.
         macs: multiply-adds per workload query (one multiply-add = 1); 0 for embeddings.
         block: name of the removable block that holds the layer, or "".
-        why_not: technique ("quantize", "factorize") to the reason that it is not offered here.
+        why_not: technique ("quantize", "factorize", "mask") to the reason that it is not offered here.
     """
 
     name: str
@@ -43,35 +46,92 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Slice:
+    """Where the structures of a group lie in one weight.
+
+    Attributes:
+        name: dotted name of a module; or of a parameter that belongs to no layer, such as a class token.
+        width: neighbouring positions that one structure owns.
+        offset: first position of the first structure; fused weights hold several slices.
+        index: the positions written out, `width` per structure, where they do not lie side by side.
+        axis: of a bare parameter; a module's own axis follows from its role.
+    """
+
+    name: str
+    width: int = 1
+    offset: int = 0
+    index: tuple[int, ...] = ()
+    axis: int = 0
+
+    def positions(self, structures: Iterable[int]) -> list[int]:
+        """Positions of some structures, in their order."""
+        spans = (range(s * self.width, (s + 1) * self.width) for s in structures)
+        if self.index:
+            return [self.index[i] for span in spans for i in span]
+        return [self.offset + i for span in spans for i in span]
+
+
+@dataclass(frozen=True)
+class Stub:
+    """What stands where a part was removed.
+
+    Attributes:
+        name: module that it replaces.
+        gives: "input" (its first argument, unchanged) or "constant" (a vector, the removed module's mean output
+            where repair is on); with "-pair", None follows, as attention modules answer.
+    """
+
+    name: str
+    gives: Literal["input", "input-pair", "constant", "constant-pair"] = "input"
+
+
+@dataclass(frozen=True)
 class Group:
     """A unit of structural choice: structures that can only be removed together.
 
     Attributes:
-        name: module name and kind, such as ``bert.encoder.layer.0.attention/heads``.
-        kind: "heads", "neurons" (both counted in structures) or "block" (kept or removed).
-        size: number of structures; 1 for a block.
-        width: rows of each producer, and columns of each consumer, that one structure owns.
-        producers: linears whose output rows belong to the structures.
-        consumers: linears whose input columns belong to the structures.
+        name: module name and kind, such as ``bert.encoder.layer.0.attention/heads``; a block's is its module.
+        kind: "heads", "neurons", "channels" and "hidden" are counted in structures; "attention", "feed_forward"
+            and "block" are kept or removed as a whole (size 1).
+        size: number of structures.
+        producers: weights that make the structures: output rows of linears and convolutions, features of embeddings.
+        consumers: weights that read them: input columns of linears, input channels of convolutions.
+        carriers: what handles each structure alone: norms, depthwise convolutions, bare parameters.
         block: name of the block that holds the group ("" if none); for a block, its own module.
+        removes: layers that are gone when the group is removed as a whole; the last one writes the stream.
+        stubs: what stands in their place.
     """
 
     name: str
     kind: GroupKind
     size: int
-    width: int = 1
-    producers: tuple[str, ...] = ()
-    consumers: tuple[str, ...] = ()
+    producers: tuple[Slice, ...] = ()
+    consumers: tuple[Slice, ...] = ()
+    carriers: tuple[Slice, ...] = ()
     block: str = ""
+    removes: tuple[str, ...] = ()
+    stubs: tuple[Stub, ...] = ()
+
+    @property
+    def removable(self) -> bool:
+        """Whether it is kept or removed as a whole."""
+        return self.kind in REMOVABLE
 
 
 @dataclass(frozen=True)
 class LayerTable:
-    """All layers and groups of one model, in forward order of their modules."""
+    """All layers and groups of one model, in forward order of their modules.
+
+    Attributes:
+        layers, groups: what can be compressed.
+        total_params: of the model.
+        norms: layer to the norm whose output nothing but it and its like reads; a scale can move from one to the other.
+    """
 
     layers: tuple[Layer, ...]
     groups: tuple[Group, ...]
     total_params: int
+    norms: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def _by_name(self) -> dict[str, Layer]:
@@ -116,7 +176,18 @@ class LayerTable:
         """Inverse of `to_json`."""
         layers = tuple(Layer(**{**la, "weight_shape": tuple(la["weight_shape"])}) for la in data["layers"])
         groups = tuple(
-            Group(**{**g, "producers": tuple(g["producers"]), "consumers": tuple(g["consumers"])})
+            Group(
+                **{
+                    **g,
+                    **{role: tuple(_slice(x) for x in g[role]) for role in ("producers", "consumers", "carriers")},
+                    "removes": tuple(g["removes"]),
+                    "stubs": tuple(Stub(**x) for x in g["stubs"]),
+                }
+            )
             for g in data["groups"]
         )
-        return LayerTable(layers, groups, data["total_params"])
+        return LayerTable(layers, groups, data["total_params"], data["norms"])
+
+
+def _slice(data: Mapping[str, Any]) -> Slice:
+    return Slice(**{**data, "index": tuple(data["index"])})

@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import shutil
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import safetensors.torch
 from torch import nn
 
-from autocompress.compress.bank import Bank
-from autocompress.compress.quantize import quantize
-from autocompress.compress.shape import shape
+from autocompress.compressing.bank import Bank
+from autocompress.compressing.batchnorm import refresh_batchnorm
+from autocompress.compressing.codes import Codes
+from autocompress.compressing.quantize import quantize
+from autocompress.compressing.shape import restore, shape
 from autocompress.distill import TeacherCache, recover
 from autocompress.errors import ModelError, StorageError
 from autocompress.export.export import export_model, to_arrays
 from autocompress.hardware import HardwareProfile
 from autocompress.layers import LayerTable
+from autocompress.learn import learn
+from autocompress.learn.gates import plan_widths
+from autocompress.learn.latency import LatencyFit, calibration_plans, fit_latency
 from autocompress.measure.latency import Bench
-from autocompress.plan import Plan, describe
+from autocompress.plan import Cofi, LayerPlan, Plan, describe, plan_from_json
 from autocompress.records import Artifact, Latency, Trial, storage_errors, write_atomic, write_json
 from autocompress.runtimes import open_session
 from autocompress.tasks.task import Examples, Task
-
-SCORE_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -108,27 +113,99 @@ def evaluate(plan: Plan, shop: Workshop, number: int = 0, rung: int = 0) -> Tria
     )
 
 
+@dataclass(frozen=True)
+class Built:
+    """A compressed model and its file.
+
+    Attributes:
+        plan: with what was learned in place of its recipe.
+        model: the torch model in float, before rounding.
+        codes: integers by module name.
+        artifact: the exported, verified file.
+    """
+
+    plan: Plan
+    model: nn.Module
+    codes: Mapping[str, Codes]
+    artifact: Artifact
+
+
 def build(
     plan: Plan, shop: Workshop, clock: _Clock | None = None, rung: int = 0, keep_weights: bool = True
 ) -> Artifact:
-    """Everything up to the exported, verified file: shape, recover, integers, export."""
+    """Everything up to the exported, verified file, in the plan's own folder of the run."""
+    return build_into(shop.artifact_folder(plan, rung), plan, shop, clock, keep_weights).artifact
+
+
+def build_into(
+    folder: Path, plan: Plan, shop: Workshop, clock: _Clock | None = None, keep_weights: bool = True
+) -> Built:
+    """Everything up to the exported, verified file: learn, shape, recover, integers, export."""
     clock = clock or _Clock()
-    folder = shop.artifact_folder(plan, rung)
+    task = shop.task
+    if plan.learn:
+        with clock.stage("learn"):
+            plan = learned(plan, shop)
     with clock.stage("compress"):
-        model = shape(shop.task.model, plan, shop.table, shop.bank)
+        model = shaped(plan, shop)
     if plan.distill:
         with clock.stage("recover"):
-            model = recover(model, plan.distill, shop.task, shop.teacher, plan.seed)
+            model = recover(model, plan, task, shop.teacher, shop.table)
     with clock.stage("quantize"):
-        codes = quantize(model, plan, shop.task.calibration())
+        made = quantize(model, plan, shop.table, task.calibration())
     with clock.stage("export"):
-        artifact = export_model(
-            model, codes, shop.task, folder / "model.onnx", shop.root, plan.fingerprint, shop.profile.runtime
-        )
+        path, runtime = folder / "model.onnx", shop.profile.runtime
+        artifact = export_model(made.model, made.codes, task, path, shop.root, plan.fingerprint, runtime)
         write_json(folder / "plan.json", plan.to_json())
         if keep_weights:
             save_weights(model, folder / "weights.safetensors")
-    return artifact
+    return Built(plan, model, made.codes, artifact)
+
+
+def learned(plan: Plan, shop: Workshop) -> Plan:
+    """The plan that a recipe comes to; learned once per recipe, model, data and seed, and kept in the bank."""
+    question = Plan(learn=plan.learn, seed=plan.seed).fingerprint
+    path = shop.bank.folder / f"learned-{shop.task.identity}-{question}.json"
+    if not path.is_file():
+        asked = Plan(learn=plan.learn, seed=plan.seed)
+        predict = latency_fit(shop) if isinstance(plan.learn, Cofi) and plan.learn.latency_ratio else None
+        found = learn(shop.task, asked, shop.table, shop.bank.put_weights, teacher=shop.teacher, predict=predict)
+        write_json(path, {"plan": found.plan.to_json(), "history": list(found.history)})
+    answer = plan_from_json(json.loads(path.read_text())["plan"], str(path))
+    layers = {
+        name: replace(answer.layers.get(name, LayerPlan()), quantize=plan.layers.get(name, LayerPlan()).quantize)
+        for name in {*answer.layers, *plan.layers}
+    }
+    return replace(answer, layers=layers, distill=plan.distill)
+
+
+def latency_fit(shop: Workshop) -> LatencyFit:
+    """Latency from widths on the shop's profile, fitted on measured models once and kept in the bank."""
+    setting = f"{shop.profile.runtime}-{shop.profile.threads}"
+    path = shop.bank.folder / f"latency-fit-{shop.task.identity}-{setting}.json"
+    if not path.is_file():
+        if not shop.bench.dense.path.is_file():
+            build_into(shop.bench.dense.path.parent, Plan(), shop, keep_weights=False)
+        folder, ratios = shop.root / "latency-fit", []
+        plans = calibration_plans(shop.table)
+        for plan in plans:
+            ratios.append(
+                shop.bench.measure(shop.root / build_into(folder, plan, shop, keep_weights=False).artifact.path).ratio
+            )
+        shutil.rmtree(folder)
+        write_json(path, asdict(fit_latency([plan_widths(plan, shop.table) for plan in plans], ratios)))
+    return LatencyFit(**json.loads(path.read_text()))
+
+
+def shaped(plan: Plan, shop: Workshop) -> nn.Module:
+    """The compressed float model before recovery: assembled from the bank, or from the weights that the plan names."""
+    source, table = shop.task.source, shop.table
+    if plan.init:
+        return restore(source, plan, table, shop.bank.weights(plan.init))
+    model = shape(source, plan, table, shop.bank)
+    if plan.groups:
+        refresh_batchnorm(model, shop.task.calibration())
+    return model
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
@@ -150,20 +227,20 @@ def score_artifact(artifact: Artifact, shop: Workshop, examples: Examples) -> Sc
         ModelError: the metric gives no finite number.
     """
     session = open_session(shop.root / artifact.path, shop.profile.runtime, shop.profile.threads)
+    metric, targets = shop.task.metric, examples.targets.numpy()
     outputs = None
-    for rows, inputs, _targets in examples.batches(SCORE_BATCH):
-        values = session.run(to_arrays(inputs))[0]
+    for rows, inputs, wanted in examples.batches(shop.task.score_batch):
+        values = metric.kept(session.run(to_arrays(inputs))[0], wanted.numpy())
         if outputs is None:
             outputs = np.zeros((len(examples), *values.shape[1:]), dtype=values.dtype)
         outputs[rows] = values
     assert outputs is not None
-    metric, targets = shop.task.metric, examples.targets.numpy()
-    stderr = None
-    if metric.per_sample is not None and len(examples) > 1:
-        stderr = float(metric.per_sample(outputs, targets).std(ddof=1) / np.sqrt(len(examples)))
     value = float(metric.score(outputs, targets))
     if not np.isfinite(value):
         raise ModelError(f"{metric.name} of {artifact.path} is {value}")
+    stderr = None
+    if metric.per_sample is not None and len(examples) > 1:
+        stderr = float(metric.per_sample(outputs, targets).std(ddof=1) / np.sqrt(len(examples)))
     return Score(value, stderr)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.live import Live
@@ -16,6 +17,10 @@ from rich.text import Text
 from autocompress.front import Front
 from autocompress.records import Trial
 from autocompress.searching.status import Status
+from autocompress.techniques import Technique
+
+if TYPE_CHECKING:
+    from autocompress.toolbox import Compressed  # with torch, which `front` and `report` do without
 
 #: Candidates between two status lines where there is no terminal to keep one.
 EVERY = 5
@@ -128,3 +133,45 @@ def wide_console() -> Console:
 
 def _points(value: float | None) -> str:
     return "–" if value is None else f"{value:+.2f}"
+
+
+def techniques_table(found: Sequence[Technique]) -> Table:
+    """Techniques by group."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for column in ("technique", "what it does"):
+        table.add_column(column, no_wrap=column == "technique")
+    group = ""
+    for item in found:
+        if item.group != group:
+            table.add_row(f"\n{item.group}" if group else item.group, style="bold")
+            group = item.group
+        table.add_row(f"  {item.id}", escape(item.summary))
+    return table
+
+
+def technique_page(item: Technique) -> Text:
+    """One technique: settings with their defaults, and the example plan as JSON."""
+    settings = "\n".join(f"  {name}: {json.dumps(value, ensure_ascii=False)}" for name, value in item.settings.items())
+    return Text(
+        f"{item.id}: {item.summary}\n{item.paper}\n\nsettings in a plan, with their defaults\n{settings}\n\n"
+        f"example: save as plan.json, then autocompress compress --task digits --plan plan.json --out compressed\n"
+        f"{json.dumps(item.example_plan, indent=1)}"
+    )
+
+
+def compressed_table(result: Compressed) -> Table:
+    """Before and after, with where the files are."""
+    table = Table(title=escape(result.what), title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for column in ("", "dense", "compressed"):
+        table.add_column(column, justify="left" if not column else "right")
+    table.add_row(f"{result.metric}, validation", f"{result.quality_before:.4g}", f"{result.quality_after:.4g}")
+    before, after = result.size_bytes_before / 1e6, result.size_bytes_after / 1e6
+    table.add_row("file", f"{before:.2f} MB", f"{after:.2f} MB")
+    if result.latency:
+        dense = result.latency.latency_s / result.latency.ratio * 1e3
+        table.add_row("latency", f"{dense:.3g} ms", f"{result.latency.latency_s * 1e3:.3g} ms")
+    table.add_row("layers changed", "", str(len(result.layers_changed)))
+    table.add_row("reloads the same", "", "yes" if result.reloaded else "NO")
+    table.caption = f"{result.artifact}; load it with autocompress.load({str(result.folder)!r})"
+    table.caption_justify = "left"
+    return table

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from autocompress.errors import SpaceError
 from autocompress.hardware import HardwareProfile
 from autocompress.layers import Layer, LayerTable
 from autocompress.plan import (
+    INT4_GROUP,
     PRECISIONS,
     Distill,
+    EffectiveLayer,
     Factorize,
+    GlobalMask,
     LayerPlan,
     Plan,
     Precision,
     Prune,
-    Quantize,
     effective_layers,
     legal_precisions,
 )
+from autocompress.plan.check import factor_size, largest_rank, lies_in, removed_layers
 from autocompress.rules import Bounds, DistillRule, LayerRule, SpaceRules
 
 #: Variable name to the index of its level, or to a real number.
@@ -33,7 +36,8 @@ class Variable:
     """One choice of the search.
 
     Attributes:
-        name: ``keep:GROUP``, ``remove:BLOCK``, ``precision:SCOPE``, ``rank:SCOPE``, or a distillation setting.
+        name: ``keep:GROUP``, ``remove:GROUP``, ``precision:SCOPE``, ``bits:SCOPE``, ``rank:SCOPE``,
+            ``sparsity:SCOPE`` (of a layer rule, or "all layers"), ``learn``, or a distillation setting.
         levels: ordered options; its value is an index. Empty for an interval.
         low, high, log: the interval, where there are no levels.
     """
@@ -52,10 +56,12 @@ class LayerChoice:
     Attributes:
         scope: layers of one scope share their choices.
         precisions: of its rule that exist for it, have a kernel, and were not dropped; "fp32" where none is left.
+        rule: where they come from.
     """
 
     scope: str
     precisions: tuple[Precision, ...]
+    rule: LayerRule
 
 
 @dataclass(frozen=True)
@@ -84,16 +90,25 @@ class SearchSpace:
     def decode(self, values: Mapping[str, int | float], seed: int = 0) -> Plan:
         """The plan that the values mean; what has no effect is left out, so that equal candidates are equal plans.
 
-        A removed block takes its other choices with it; full shares, full ranks, ranks at or above break-even and
+        A removed part takes its other choices with it, a recipe takes groups, ranks and zeros, zeros over all layers
+        take ranks and zeros of each, a rank takes zeros; full shares, full ranks, ranks at or above break-even and
         fp32 say nothing; no steps, no distillation settings and no seed. A layer whose scope chose a precision that
         the layer lacks takes the lightest it has that is not lighter. When more blocks would go than `keep_at_least`
         allows, the first ones stay.
         """
-        groups, gone = self._decode_groups(values)
-        bits = self._decode_precisions(values, gone)
-        layers = self._decode_ranks(values, Plan(groups, bits), gone)
-        distill = self._decode_distill(values)
-        return Plan(groups, layers, distill, seed if distill else 0)
+        recipe = self.rules.recipes[int(self._level(values, "learn", 0))]
+        if recipe is not None:
+            learned = Plan(layers=self._bits(values, Plan()), learn=recipe)
+            return replace(learned, distill=self._decode_distill(values, learned), seed=seed)
+        groups = self._decode_groups(values)
+        shaped = Plan(groups, self._bits(values, Plan(groups)))
+        zeros = float(self._level(values, "sparsity:all layers", 0.0))
+        mask = GlobalMask(zeros, self.rules.mask_score) if zeros else None
+        layers = shaped.layers if mask else self._decode_weights(values, shaped)
+        repaired = any(prune.repair and prune.keep for prune in groups.values())
+        plan = Plan(groups, layers, mask=mask, repair=self.rules.repair if repaired else "dense")
+        distill = self._decode_distill(values, plan)
+        return replace(plan, distill=distill, seed=seed if distill or _draws(plan) else 0)
 
     def _level(self, values: Mapping[str, int | float], name: str, default: float | str) -> float | str:
         if name in self.fixed:
@@ -101,47 +116,75 @@ class SearchSpace:
         variable = self.by_name.get(name)
         return variable.levels[int(values[name])] if variable and name in values else default
 
-    def _decode_groups(self, values: Mapping[str, int | float]) -> tuple[dict[str, Prune], set[str]]:
-        asked = [b for b in self.table.blocks if self._level(values, f"remove:{b}", 0) == 1]
-        allowed = len(self.table.blocks) - math.ceil(len(self.table.blocks) * self.rules.blocks.keep_at_least - 1e-9)
-        gone = set(asked[len(asked) - allowed :] if len(asked) > allowed else asked)
-        groups = {block: Prune(0) for block in gone}
-        for group in self.table.groups:
-            if group.kind == "block" or group.block in gone:
+    def _decode_groups(self, values: Mapping[str, int | float]) -> dict[str, Prune]:
+        rules, table = self.rules.groups, self.table
+        asked = {g.name for g in table.groups if g.removable and self._level(values, f"remove:{g.name}", 0) == 1}
+        blocks = [b for b in table.blocks if b in asked]
+        allowed = len(table.blocks) - math.ceil(len(table.blocks) * self.rules.blocks.keep_at_least - 1e-9)
+        gone = set(blocks[len(blocks) - allowed :] if len(blocks) > allowed else blocks)
+        gone |= {g.name for g in table.groups if g.name in asked - set(table.blocks) and g.block not in gone}
+        groups = {name: Prune(0, repair=rules.repair) for name in gone if name not in table.blocks}
+        groups.update({name: Prune(0) for name in gone if name in table.blocks})
+        lost = removed_layers(Plan(groups), table)
+        for group in table.groups:
+            if group.removable or lies_in(group, lost):
                 continue
             share = float(self._level(values, f"keep:{group.name}", 1.0))
-            step = self.profile.rounding.heads if group.kind == "heads" else self.profile.rounding.neurons
+            step: int = getattr(self.profile.rounding, group.kind)
             keep = min(group.size, _round_to(group.size * share, step))
             if keep < group.size:
-                groups[group.name] = Prune(keep)
-        return groups, gone
+                groups[group.name] = Prune(keep, rules.score, rules.repair)
+        return groups
 
-    def _decode_precisions(self, values: Mapping[str, int | float], gone: set[str]) -> dict[str, LayerPlan]:
+    def _live(self, plan: Plan) -> Iterator[tuple[EffectiveLayer, LayerChoice]]:
+        """Layers that the plan leaves and a rule fits."""
+        for effective in effective_layers(plan, self.table):
+            choice = self.choices.get(effective.layer.name)
+            if choice is not None and not effective.removed:
+                yield effective, choice
+
+    def _bits(self, values: Mapping[str, int | float], plan: Plan) -> dict[str, LayerPlan]:
         layers = {}
-        for layer in self.table.layers:
-            choice = self.choices.get(layer.name)
-            if choice is None or layer.block in gone:
-                continue
+        for effective, choice in self._live(plan):
             wanted = self._level(values, f"precision:{choice.scope}", "fp32")
             precision = choice.precisions[_lightest_up_to(choice.precisions, wanted)]
-            if precision != "fp32":
-                layers[layer.name] = LayerPlan(quantize=Quantize(precision))
+            if precision == "int4-weights" and effective.layer.kind == "embedding" and effective.shape[1] % INT4_GROUP:
+                precision = choice.precisions[_lightest_up_to(choice.precisions, "int8-weights")]
+            bits = int(self._level(values, f"bits:{choice.scope}", 8))
+            quantize = choice.rule.quantized(precision, bits)
+            if quantize and effective.layer.kind == "embedding":
+                quantize = replace(quantize, rounding="nearest", bias_correction=False)
+            layers[effective.layer.name] = LayerPlan(quantize=quantize)
         return layers
 
-    def _decode_ranks(self, values: Mapping[str, int | float], plan: Plan, gone: set[str]) -> dict[str, LayerPlan]:
+    def _decode_weights(self, values: Mapping[str, int | float], plan: Plan) -> dict[str, LayerPlan]:
+        """Ranks, and zeros where there is no rank, beside the bits of the plan."""
         layers = dict(plan.layers)
-        for effective in effective_layers(plan, self.table):
-            layer, choice = effective.layer, self.choices.get(effective.layer.name)
-            if choice is None or layer.block in gone or not layer.allows("factorize"):
-                continue
+        for effective, choice in self._live(plan):
+            layer, rule, quantize = effective.layer, choice.rule, effective.quantize
             share = float(self._level(values, f"rank:{choice.scope}", 1.0))
-            out, into = effective.shape
-            rank = min(_round_to(min(out, into) * share, self.profile.rounding.rank), min(out, into))
-            if share < 1.0 and rank * (out + into) < out * into:
-                layers[layer.name] = LayerPlan(Factorize(rank), layers.get(layer.name, LayerPlan()).quantize)
+            zeros = float(self._level(values, f"sparsity:{choice.scope}", 0.0))
+            split = rule.split if math.prod(layer.weight_shape[2:]) > 1 else "channel"
+            rank = self._rank(effective, share, split) if layer.allows("factorize") else 0
+            if rank and quantize and layer.kind == "embedding" and rank % INT4_GROUP:
+                quantize = None if quantize.precision == "int4-weights" else quantize
+            if rank:
+                factorize = Factorize(rank, rule.method, split)
+                layers[layer.name] = LayerPlan(factorize=factorize, quantize=quantize)
+            elif zeros and layer.allows("mask"):
+                mask = rule.mask(zeros)
+                whole = mask is None or mask.n_m is None or math.prod(effective.shape[1:]) % mask.n_m[1] == 0
+                layers[layer.name] = LayerPlan(quantize=quantize, mask=mask if whole else None)
         return layers
 
-    def _decode_distill(self, values: Mapping[str, int | float]) -> Distill | None:
+    def _rank(self, effective: EffectiveLayer, share: float, split: str) -> int:
+        """The rank that a share means, or 0 where it would save nothing."""
+        shape = effective.shape
+        full = largest_rank(shape, split)
+        rank = min(_round_to(full * share, self.profile.rounding.rank), full)
+        return rank if share < 1.0 and rank * factor_size(shape, split) < math.prod(shape) else 0
+
+    def _decode_distill(self, values: Mapping[str, int | float], plan: Plan) -> Distill | None:
         steps = int(self._level(values, "steps", 0.0))
         if not steps:
             return None
@@ -149,7 +192,10 @@ class SearchSpace:
         chosen = {name: float(self.fixed.get(name, values.get(name, getattr(default, name)))) for name in _DISTILL}
         if chosen["soft_weight"] == 0:
             chosen["temperature"] = default.temperature
-        return Distill(**chosen, steps=steps)
+        searched = Distill(chosen["soft_weight"], chosen["temperature"], chosen["learning_rate"], steps)
+        distill = self.rules.distill.record(searched)
+        whole = any(lp.quantize for lp in plan.layers.values())
+        return distill if whole or not distill.fake_quantize else replace(distill, fake_quantize=False)
 
     def uniform(
         self,
@@ -161,13 +207,17 @@ class SearchSpace:
     ) -> Values:
         """Values that treat all groups and layers alike, at the nearest levels that each has.
 
-        With `recover`, the most steps and the space's default settings.
+        With `recover`, the most steps and the space's default settings. The hidden width stays, but for `keep` 0,
+        which is the least of everything; zeros, fewer bits within a precision and recipes are left out.
         """
         values: Values = {}
         for variable in self.variables:
             kind, _, scope = variable.name.partition(":")
             if kind == "keep":
-                values[variable.name] = _nearest(variable.levels, keep)
+                stream = self.table.group(scope).kind == "hidden" and keep > 0  # it touches every layer at once
+                values[variable.name] = 0 if stream else _nearest(variable.levels, keep)
+            elif kind in ("learn", "sparsity", "bits"):
+                values[variable.name] = 0
             elif kind == "rank":
                 values[variable.name] = _nearest(variable.levels, rank)
             elif kind == "remove":
@@ -180,6 +230,13 @@ class SearchSpace:
                 default = float(getattr(self.rules.distill.default, kind))
                 values[variable.name] = min(max(default, variable.low), variable.high)
         return values
+
+
+def _draws(plan: Plan) -> bool:
+    """Whether something of the plan is drawn at random."""
+    scores = {prune.score for prune in plan.groups.values()}
+    scores |= {lp.mask.score for lp in plan.layers.values() if lp.mask}
+    return "random" in scores or (plan.mask is not None and plan.mask.score == "random")
 
 
 _DISTILL = ("soft_weight", "temperature", "learning_rate")
@@ -234,13 +291,21 @@ def build_space(
         legal = [p for p in legal_precisions(layer) if p == "fp32" or (p in available and p not in dropped)]
         scope = _scope(rule, number, layer)
         offered = tuple(p for p in rule.precision if p in legal) or ("fp32",)
-        choices[layer.name] = LayerChoice(scope, offered)
+        choices[layer.name] = LayerChoice(scope, offered, rule)
         before = levels.get(f"precision:{scope}", ())
         levels[f"precision:{scope}"] = tuple(
             p for p in PRECISIONS if p in before or (p in offered and p in rule.precision)
         )
         if layer.allows("factorize"):
             levels[f"rank:{scope}"] = rule.rank
+        if layer.allows("mask") and rule.sparsity != (0.0,):
+            levels[f"sparsity:{scope}"] = rule.sparsity
+        if any(rule.quantized(p, bits) != rule.quantized(p, 8) for p in offered for bits in rule.weight_bits):
+            levels[f"bits:{scope}"] = tuple(float(bits) for bits in rule.weight_bits)
+    if rules.sparsity != (0.0,):
+        levels["sparsity:all layers"] = rules.sparsity
+    if rules.learn != (None,):
+        levels["learn"] = tuple(float(number) for number in range(len(rules.learn)))
     searched = [Variable(name, options) for name, options in levels.items() if len(options) > 1]
     recovery, held = _distill_variables(rules.distill)
     if not searched and not recovery:
@@ -256,10 +321,15 @@ def build_space(
 
 def _group_levels(rules: SpaceRules, table: LayerTable) -> dict[str, tuple[float | str, ...]]:
     levels: dict[str, tuple[float | str, ...]] = {}
+    removable = {
+        "block": rules.blocks.remove,
+        "attention": rules.groups.remove_attention,
+        "feed_forward": rules.groups.remove_feed_forward,
+    }
     for group in table.groups:
-        if group.kind != "block":
-            levels[f"keep:{group.name}"] = rules.groups.heads if group.kind == "heads" else rules.groups.neurons
-        elif rules.blocks.remove:
+        if not group.removable:
+            levels[f"keep:{group.name}"] = rules.groups.shares(group.kind)
+        elif removable[group.kind]:
             levels[f"remove:{group.name}"] = (0, 1)
     return levels
 
@@ -309,4 +379,7 @@ def _distill_variables(rule: DistillRule) -> tuple[list[Variable], dict[str, flo
 
 def default_space(table: LayerTable) -> str:
     """Name of the shipped space for a model: with structure where an adapter knows it."""
-    return "transformer" if table.groups else "generic"
+    kinds = {group.kind for group in table.groups}
+    if "channels" in kinds:
+        return "cnn"
+    return "transformer" if kinds else "generic"

@@ -1,8 +1,9 @@
-"""What of a model can be compressed: `survey` runs it once and writes down a LayerTable. Changes nothing."""
+"""What of a model can be compressed: `survey` runs it and writes down a LayerTable. Changes nothing."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,11 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.adapters import find_groups
+from autocompress.adapters import find_groups, find_norms
 from autocompress.errors import ModelError
 from autocompress.layers import Group, Layer, LayerKind, LayerTable
+from autocompress.plan.check import factor_size
+from autocompress.weights import is_transposed_linear, tied_weights, weight_of
 
 KINDS: dict[type[nn.Module], LayerKind] = {nn.Linear: "linear", nn.Conv2d: "conv", nn.Embedding: "embedding"}
+
+
+def kind_of(module: nn.Module) -> LayerKind | None:
+    """What a module is to the LayerTable, or None."""
+    return "linear" if is_transposed_linear(module) else KINDS.get(type(module))
+
 
 #: A factorization below this many features per side saves too little to run two kernels for.
 MIN_FACTORIZED = 32
@@ -24,23 +33,26 @@ def survey(model: nn.Module, example_inputs: Mapping[str, Tensor]) -> LayerTable
     """Every Linear, Conv2d and Embedding, and the groups of the families that an adapter knows.
 
     Args:
-        model: any module; it is run once, in evaluation mode, and not changed.
+        model: any module; it is run a few times, in evaluation mode, and not changed.
         example_inputs: keyword arguments of one workload query.
 
     Raises:
-        ModelError: the model holds nothing to compress.
+        ModelError: the model holds nothing to compress, or a weight that is no number.
     """
-    groups = find_groups(model)
-    modules = {name: module for name, module in model.named_modules() if type(module) in KINDS}
+    modules = {name: module for name, module in model.named_modules() if kind_of(module)}
     if not modules:
         raise ModelError(
             f"{type(model).__name__} has nothing to compress: no Linear, Conv2d or Embedding among its "
             f"{sum(1 for _ in model.modules())} modules"
         )
+    for name, module in modules.items():
+        if not torch.isfinite(weight_of(module)).all():
+            raise ModelError(f"layer {name}: its weight holds NaN or infinity")
     macs = _count_macs(model, modules, example_inputs)
-    shared = _shared_weights(modules)
+    groups = find_groups(model, example_inputs)
+    shared = {name: next(n for n in names if n != name) for names in tied_weights(model) for name in names}
     layers = tuple(_layer(name, module, groups, macs, shared) for name, module in modules.items())
-    return LayerTable(layers, groups, sum(p.numel() for p in model.parameters()))
+    return LayerTable(layers, groups, sum(p.numel() for p in model.parameters()), find_norms(model))
 
 
 @contextlib.contextmanager
@@ -58,29 +70,38 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def _layer(
     name: str, module: nn.Module, groups: tuple[Group, ...], macs: Mapping[str, int], shared: Mapping[str, str]
 ) -> Layer:
-    kind = KINDS[type(module)]
-    weight: Tensor = module.weight  # type: ignore[assignment]
+    kind = kind_of(module)
+    assert kind is not None
+    weight = weight_of(module)
     blocks = [g.name for g in groups if g.kind == "block" and name.startswith(g.name + ".")]
     why_not = {}
-    if kind != "linear":
-        why_not["factorize"] = f"only linear layers can be factorized, and this is {kind}"
-    elif min(weight.shape) < MIN_FACTORIZED:
-        why_not["factorize"] = f"its smaller side has {min(weight.shape)} features, under {MIN_FACTORIZED}"
+    if kind == "embedding":
+        why_not["mask"] = "embeddings are looked up, so their zeros save nothing"
+    reason = _not_factorized(kind, module)
+    if reason:
+        why_not["factorize"] = reason
     for fault in (
         f"its weight is shared with {shared[name]}" if name in shared else "",
         "its forward was not called on the example inputs" if name not in macs else "",
     ):
         if fault:
-            why_not.update(factorize=fault, quantize=fault)
+            why_not.update(factorize=fault, quantize=fault, mask=fault)
     params = sum(p.numel() for p in module.parameters(recurse=False))
     return Layer(name, kind, tuple(weight.shape), params, macs.get(name, 0), blocks[0] if blocks else "", why_not)
 
 
-def _shared_weights(modules: Mapping[str, nn.Module]) -> dict[str, str]:
-    owners: dict[int, list[str]] = defaultdict(list)
-    for name, module in modules.items():
-        owners[id(module.weight)].append(name)
-    return {name: next(o for o in names if o != name) for names in owners.values() if len(names) > 1 for name in names}
+def _not_factorized(kind: LayerKind, module: nn.Module) -> str:
+    """Why two factors cannot stand for the layer's weight, or ""."""
+    shape = tuple(weight_of(module).shape)
+    if kind == "linear":
+        least = min(shape)
+        return f"its smaller side has {least} features, under {MIN_FACTORIZED}" if least < MIN_FACTORIZED else ""
+    if isinstance(module, nn.Embedding) and module.max_norm is not None:
+        return "its rows are rescaled where they are read (max_norm)"
+    if isinstance(module, nn.Conv2d) and module.groups > 1:
+        return f"it is a convolution in {module.groups} groups"
+    saves = factor_size(shape) < math.prod(shape)
+    return "" if saves else "two factors of rank 1 are no smaller than its weight"
 
 
 def _count_macs(
@@ -90,7 +111,7 @@ def _count_macs(
 
     def watch(name: str, module: nn.Module) -> Any:
         def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:
-            weight: Tensor = module.weight  # type: ignore[assignment]
+            weight = weight_of(module)
             positions = 0 if isinstance(module, nn.Embedding) else output.numel() // weight.shape[0]
             counts[name] += positions * weight.numel()
 

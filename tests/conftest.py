@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 
 from autocompress.hardware import HardwareProfile, Rounding
-from autocompress.layers import Group, Layer, LayerTable
+from autocompress.layers import Group, Layer, LayerTable, Slice, Stub
 from autocompress.plan import Plan
 from autocompress.records import Artifact, Latency, Trial
 from autocompress.rules import SpaceRules
@@ -36,9 +36,16 @@ def encoder_table(blocks: int = 2) -> LayerTable:
         ]
         q, k, v, o, up, down = (f"{base}.{n}" for n in shapes)
         groups += [
-            Group(f"{base}.attention/heads", "heads", 4, 2, (q, k, v), (o,), base),
-            Group(f"{base}.mlp/neurons", "neurons", 16, 1, (up,), (down,), base),
-            Group(base, "block", 1, block=base),
+            Group(
+                f"{base}.attention/heads",
+                "heads",
+                4,
+                tuple(Slice(name, 2) for name in (q, k, v)),
+                (Slice(o, 2),),
+                block=base,
+            ),
+            Group(f"{base}.mlp/neurons", "neurons", 16, (Slice(up),), (Slice(down),), block=base),
+            Group(base, "block", 1, block=base, removes=(q, k, v, o, up, down), stubs=(Stub(base),)),
         ]
     layers.append(Layer("conv", "conv", (4, 1, 3, 3), 40, 360, why_not={"factorize": "it is a convolution"}))
     layers.append(Layer("classifier", "linear", (3, 8), 27, 24))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autocompress.budgets import Budgets, Drop, latency_high, parse_drop, parse_seconds, parse_speedup
+from autocompress.budgets import Budgets, Drop, latency_high, parse_bytes, parse_drop, parse_seconds, parse_speedup
 from autocompress.errors import ConfigError
 
 
@@ -154,3 +154,25 @@ def test_points_of_a_metric_that_is_no_fraction_are_its_own_units():
     drop = parse_drop("2pt", points=1.0)
     assert (drop.amount, str(drop)) == (2.0, "2 points")
     assert drop.lost(quality=70.0, dense=71.5, maximize=True) == 1.5
+
+
+def test_a_drop_of_exactly_what_is_allowed_is_within(make_trial):
+    # 0.90 - 0.89 is a little more than 0.01 in binary.
+    budgets = Budgets(max_drop=Drop(0.01, False))
+    assert budgets.violations(make_trial(0, 0.5, 0.89), 0.90, True) == {"drop": 0.0}
+    assert budgets.lacks(make_trial(0, 0.5, 0.89), 0.90, True) == []
+    assert budgets.violations(make_trial(0, 0.5, 0.8899), 0.90, True)["drop"] > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("2GB", 2_000_000_000), ("500 mb", 500_000_000), ("1.5GiB", 3 * 2**29), ("64KiB", 65536), ("7b", 7)],
+)
+def test_parse_bytes(text, size):
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["2", "0GB", "-1GB", "GB", "", "2 gigabytes", "0.1b"])
+def test_parse_bytes_refuses(text):
+    with pytest.raises(ConfigError, match=r"^--bank-limit must be a size above 0 such as 500MB, 2GB or 1\.5GiB, but"):
+        parse_bytes(text)

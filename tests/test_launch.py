@@ -245,7 +245,7 @@ def test_picked_weights_rebuild_the_torch_model(run: autocompress.Run, task: aut
     import safetensors.torch
     import torch
 
-    from autocompress.compress.shape import restore
+    from autocompress.compressing.shape import restore
 
     dense = run.front.dense
     assert dense is not None

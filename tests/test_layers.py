@@ -7,11 +7,37 @@ import json
 import pytest
 
 from autocompress.errors import ModelError, SpaceError
-from autocompress.layers import LayerTable
+from autocompress.layers import Group, LayerTable, Slice, Stub
 
 
 def test_json_round_trip_gives_an_equal_table(table):
     assert LayerTable.from_json(json.loads(json.dumps(table.to_json()))) == table
+
+
+def test_every_kind_of_slice_stub_and_norm_survives_json(table):
+    made = (Slice("conv", index=(3, 1, 2, 0), width=2), Slice("token", axis=2), Slice("fused", 2, offset=8))
+    extra = Group("net/hidden", "hidden", 2, made[:1], made[2:], made[1:2])
+    part = Group("net.0/attention", "attention", 1, block="net.0", removes=("a",), stubs=(Stub("a", "constant-pair"),))
+    full = LayerTable(table.layers, (*table.groups, extra, part), table.total_params, {"net.0.q": "net.0.norm"})
+    assert LayerTable.from_json(json.loads(json.dumps(full.to_json()))) == full
+
+
+@pytest.mark.parametrize(
+    ("item", "positions"),
+    [
+        pytest.param(Slice("x"), [2, 0], id="one_each"),
+        pytest.param(Slice("x", 3), [6, 7, 8, 0, 1, 2], id="neighbours"),
+        pytest.param(Slice("x", 2, offset=10), [14, 15, 10, 11], id="offset"),
+        pytest.param(Slice("x", 2, index=(9, 8, 7, 6, 5, 4)), [5, 4, 9, 8], id="written_out"),
+    ],
+)
+def test_positions_of_structures_come_in_their_order(item, positions):
+    assert item.positions([2, 0]) == positions
+
+
+def test_parts_are_removed_as_a_whole_and_structures_counted():
+    kinds = ("heads", "neurons", "channels", "hidden", "attention", "feed_forward", "block")
+    assert [kind for kind in kinds if Group("g", kind, 1).removable] == ["attention", "feed_forward", "block"]
 
 
 def test_blocks_are_the_block_groups_in_order(table):

@@ -15,8 +15,8 @@ import safetensors.torch
 import torch
 
 from autocompress import pipeline
-from autocompress.compress.quantize import quantize, simulate
-from autocompress.compress.shape import restore
+from autocompress.compressing.quantize import quantize, simulate
+from autocompress.compressing.shape import restore
 from autocompress.distill import TeacherCache
 from autocompress.errors import ExportError, StorageError
 from autocompress.export import export_model
@@ -94,9 +94,9 @@ def test_the_artifact_is_graded_and_not_the_float_model(shop: Workshop, done: Tr
     folder = shop.artifact_folder(EVERYTHING)
     weights = safetensors.torch.load_file(folder / "weights.safetensors")
     model = restore(shop.task.model, EVERYTHING, shop.table, weights)
-    codes = quantize(model, EVERYTHING, shop.task.calibration())
+    made = quantize(model, EVERYTHING, shop.table, shop.task.calibration())
     split = shop.task.test
-    expected = run(simulate(model, codes), split.batch(range(10))[0]).numpy()
+    expected = run(simulate(made.model, made.codes), split.batch(range(10))[0]).numpy()
     logits = Metric("mean", True, lambda outputs, _targets: float(np.abs(outputs - expected).max()))
     other = replace(shop, task=replace(shop.task, metric=logits))
     assert score_artifact(done.artifact, other, split).value < 0.05

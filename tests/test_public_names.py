@@ -8,9 +8,10 @@ import sys
 import autocompress
 
 PUBLIC = [
-    "Artifact", "AutocompressError", "Distill", "Examples", "Factorize", "Front", "HardwareProfile", "Latency",
-    "LayerPlan", "LayerTable", "Metric", "Picked", "Plan", "Prune", "Quantize", "Run", "Task", "TaskSource", "Trial",
-    "load", "load_profile", "load_space", "load_task", "restore", "search",
+    "Artifact", "AutocompressError", "Cofi", "Compressed", "Distill", "Examples", "Factorize", "Front",
+    "GlobalMask", "Gradual", "HardwareProfile", "Latency", "LayerPlan", "LayerTable", "Lora", "LotteryTicket",
+    "Mask", "Metric", "Picked", "Plan", "Prune", "Quantize", "Run", "Task", "TaskSource", "Terms", "Trial",
+    "compress", "load", "load_profile", "load_space", "load_task", "plan_from_json", "restore", "search",
 ]  # fmt: skip
 
 

@@ -17,7 +17,7 @@ DOCUMENTED = 0.897
 
 
 def test_minilm_keeps_its_quality_through_export_and_int8(tmp_path: Path) -> None:
-    from autocompress.compress.bank import Bank
+    from autocompress.compressing.bank import Bank
     from autocompress.distill import TeacherCache
     from autocompress.hardware import load_profile
     from autocompress.measure.latency import Bench
@@ -29,14 +29,14 @@ def test_minilm_keeps_its_quality_through_export_and_int8(tmp_path: Path) -> Non
     source = TaskSource("text-classification", str(SHARED / "models" / "minilm-sst2"), str(SHARED / "sst2"))
     task = load_task(source, 128)
     profile = load_profile("cpu")
-    table = survey(task.model, task.workload_inputs(1, 128))
+    table = survey(task.source, task.workload_inputs(1, 128))
     assert len(table.blocks) == 6
     shop = Workshop(
         tmp_path,
         task,
         table,
         profile,
-        Bank(tmp_path / "bank", task.model, table, task.calibration(), task.identity),
+        Bank(tmp_path / "bank", task, table),
         TeacherCache(tmp_path / "teacher.npy", task),
         Bench(profile, tmp_path / "inputs.npz", tmp_path / "none.onnx"),
     )

@@ -70,11 +70,11 @@ def test_variables_of_the_joint_space(joint):
 
 
 def test_choices_say_what_each_layer_may_take(joint, table):
-    linear = ("fp32", "int8-dynamic", "int8")
-    assert joint.choices["net.0.q"] == joint.choices["net.0.up"] == LayerChoice("net.0 (rule 0)", linear)
-    assert joint.choices["net.1.down"] == LayerChoice("net.1 (rule 0)", linear)
-    assert joint.choices["classifier"] == LayerChoice("classifier", linear)
-    assert joint.choices["embed"] == LayerChoice("rule 1", ("fp32", "int8-weights"))
+    linear, (first, second) = ("fp32", "int8-dynamic", "int8"), joint.rules.layers
+    assert joint.choices["net.0.q"] == joint.choices["net.0.up"] == LayerChoice("net.0 (rule 0)", linear, first)
+    assert joint.choices["net.1.down"] == LayerChoice("net.1 (rule 0)", linear, first)
+    assert joint.choices["classifier"] == LayerChoice("classifier", linear, first)
+    assert joint.choices["embed"] == LayerChoice("rule 1", ("fp32", "int8-weights"), second)
     assert set(joint.choices) == {layer.name for layer in table.layers} - {"conv"}
 
 
@@ -178,7 +178,7 @@ def test_a_later_rule_takes_its_layer_out_of_any_earlier_scope(make_space, share
         {"match": "net.0.q", "precision": ["fp32", "int4-weights"]},
     ]
     space = make_space({"layers": rules})
-    assert space.choices["net.0.q"] == LayerChoice("net.0.q", ("fp32", "int4-weights"))
+    assert space.choices["net.0.q"] == LayerChoice("net.0.q", ("fp32", "int4-weights"), space.rules.layers[1])
     assert "rank:net.0.q" not in space.by_name
     plan = space.decode(space.uniform(precision="int8", rank=0.25))
     assert "net.0.q" not in plan.layers
@@ -229,8 +229,9 @@ def test_an_interval_of_one_value_holds_for_every_candidate(make_space):
 def test_kinds_that_share_a_choice_keep_to_their_own_kernels(make_space):
     profile = HardwareProfile(name="p", threads=1, precisions={"linear": ("int8",), "conv": ("fp32",)})
     space = make_space({"layers": [{"precision": ["fp32", "int8"], "share": "all"}]}, profile=profile)
-    assert space.choices["classifier"] == LayerChoice("rule 0", ("fp32", "int8"))
-    assert space.choices["conv"] == space.choices["embed"] == LayerChoice("rule 0", ("fp32",))
+    rule = space.rules.layers[0]
+    assert space.choices["classifier"] == LayerChoice("rule 0", ("fp32", "int8"), rule)
+    assert space.choices["conv"] == space.choices["embed"] == LayerChoice("rule 0", ("fp32",), rule)
     plan = space.decode({"precision:rule 0": 1})
     assert {lp for lp in plan.layers.values()} == {LayerPlan(quantize=Quantize("int8"))}
     assert len(plan.layers) == 13

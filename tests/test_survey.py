@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 from autocompress.errors import ModelError
 from autocompress.layers import LayerTable
 from autocompress.survey import survey
-from tests.tiny import FAMILIES, build, cnn, mlp, table_of, task_of
+from tests.tiny import ALL_FAMILIES, DECODERS, FAMILIES, any_task, build, cnn, llama, mlp, table_of, task_of
 
 
 def test_macs_of_linears_are_rows_times_weights() -> None:
@@ -74,9 +76,10 @@ def test_what_cannot_be_compressed_says_why(name: str, reason: str, technique: s
     assert layer.why_not[technique] == reason
 
 
-def test_narrow_layers_and_convolutions_are_not_factorized() -> None:
+def test_narrow_linears_and_grouped_convolutions_are_not_factorized() -> None:
     table = table_of(task_of(cnn()))
-    assert "this is conv" in table.layer("first").why_not["factorize"]
+    assert table.layer("first").allows("factorize")
+    assert table.layer("second").why_not["factorize"] == "it is a convolution in 2 groups"
     assert "3 features, under 32" in table.layer("head").why_not["factorize"]
     assert all(la.allows("quantize") for la in table.layers)
 
@@ -104,10 +107,35 @@ def test_hooks_go_even_when_the_model_fails() -> None:
     assert not model.first._forward_hooks
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL_FAMILIES)
 def test_a_table_survives_json(family: str) -> None:
-    table = table_of(task_of(build(family)))
-    assert LayerTable.from_json(table.to_json()) == table
+    table = table_of(any_task(family))
+    assert LayerTable.from_json(json.loads(json.dumps(table.to_json()))) == table
+
+
+def test_a_fused_conv1d_is_a_linear_with_its_outputs_first() -> None:
+    table = table_of(any_task("gpt2"))
+    layer = table.layer("transformer.h.0.attn.c_attn")
+    assert (layer.kind, layer.weight_shape) == ("linear", (96, 32))
+    assert layer.params == 96 * 32 + 96
+    assert layer.macs == table.layer("transformer.h.0.attn.c_proj").macs * 3
+
+
+@pytest.mark.parametrize("tie", [True, False], ids=["tied", "free"])
+def test_a_head_that_shares_the_embedding_is_left_as_it_is(tie: bool) -> None:
+    layer = table_of(task_of(llama(tie_word_embeddings=tie))).layer("lm_head")
+    assert layer.allows("quantize") is not tie
+    assert layer.why_not.get("quantize", "") == ("its weight is shared with model.embed_tokens" if tie else "")
+
+
+@pytest.mark.parametrize("family", [*ALL_FAMILIES, "mistral", "qwen2"])
+def test_norms_belong_to_layers_of_the_table(family: str) -> None:
+    table = table_of(any_task(family))
+    count = {"vit": 4, "gpt2": 2, **dict.fromkeys(DECODERS[1:], 5)}.get(family, 0)
+    assert len(table.norms) == 2 * count
+    assert all(
+        table.layer(name).block and norm.startswith(table.layer(name).block) for name, norm in table.norms.items()
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -115,3 +143,21 @@ def test_layers_know_their_blocks(family: str) -> None:
     table = table_of(task_of(build(family)))
     assert [sum(la.block == block for la in table.layers) for block in table.blocks] == [6, 6]
     assert table.layers[-1].block == ""
+
+
+@pytest.mark.parametrize(
+    ("module", "inputs", "reason"),
+    [
+        (nn.Embedding(50, 8), torch.zeros(1, 2, dtype=torch.int64), None),
+        (nn.Embedding(50, 8, max_norm=1.0), torch.zeros(1, 2, dtype=torch.int64), "its rows are rescaled where they"),
+        (nn.Conv2d(1, 192, 2, 2), torch.zeros(1, 1, 4, 4), None),
+        (nn.Conv2d(8, 8, 1), torch.zeros(1, 8, 4, 4), None),
+        (nn.Conv2d(2, 2, 1), torch.zeros(1, 2, 4, 4), "two factors of rank 1 are no smaller than its weight"),
+        (nn.Conv2d(8, 8, 3, groups=8), torch.zeros(1, 8, 4, 4), "it is a convolution in 8 groups"),
+    ],
+    ids=["embedding", "max_norm", "patches", "1x1", "tiny", "depthwise"],
+)
+def test_why_a_weight_takes_no_rank(module: nn.Module, inputs: Tensor, reason: str | None) -> None:
+    found = survey(nn.Sequential(module), {"input": inputs}).layers[0].why_not.get("factorize")
+    assert (found or "").startswith(reason or "")
+    assert (found is None) == (reason is None)

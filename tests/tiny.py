@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autocompress.compress.bank import Bank
+from autocompress.compressing.bank import Bank
 from autocompress.hardware import HardwareProfile
-from autocompress.layers import LayerTable
-from autocompress.plan import LayerPlan, Plan, Quantize
+from autocompress.layers import Group, LayerTable
+from autocompress.plan import Factorize, LayerPlan, Plan, Prune, Quantize
 from autocompress.survey import survey
-from autocompress.tasks.task import Examples, Task
+from autocompress.tasks.task import Examples, Metric, Task
+from autocompress.weights import matrix_of, weight_of
 
 VOCABULARY = 60
 CLASSES = 3
@@ -162,11 +163,11 @@ def build(family: str, layers: int = 2) -> nn.Module:
 
 
 def table_of(task: Task) -> LayerTable:
-    return survey(task.model, task.workload_inputs(1, None))
+    return survey(task.source, task.workload_inputs(1, None))
 
 
 def bank_of(task: Task, folder: Path) -> Bank:
-    return Bank(folder, task.model, table_of(task), task.calibration(), task.identity)
+    return Bank(folder, task, table_of(task))
 
 
 def run(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
@@ -176,9 +177,9 @@ def run(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     return output if isinstance(output, Tensor) else output.logits
 
 
-def quantized(precision: str, *names: str) -> Plan:
+def quantized(precision: str, *names: str, **settings: Any) -> Plan:
     """A plan that gives the named layers one precision."""
-    return Plan(layers={name: LayerPlan(quantize=Quantize(precision)) for name in names})
+    return Plan(layers={name: LayerPlan(quantize=Quantize(precision, **settings)) for name in names})
 
 
 def profile_of(runtime: str = "onnxruntime") -> HardwareProfile:
@@ -196,3 +197,138 @@ def spread(rows: int, columns: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     mixed = draw.normal(size=(rows, columns)) @ draw.normal(size=(columns, columns))
     inputs = torch.from_numpy(mixed * np.exp(draw.normal(size=columns)))
     return inputs, inputs.T @ inputs / rows
+
+
+DECODERS = ("gpt2", "llama", "mistral", "qwen2")
+#: A model of every family that an adapter describes.
+ALL_FAMILIES = (*FAMILIES, "distilbert", "gpt2", "llama")
+
+
+def distilbert(layers: int = 2) -> nn.Module:
+    from transformers import DistilBertConfig, DistilBertForSequenceClassification
+
+    torch.manual_seed(5)
+    config = DistilBertConfig(
+        vocab_size=VOCABULARY,
+        dim=32,
+        n_layers=layers,
+        n_heads=4,
+        hidden_dim=64,
+        max_position_embeddings=40,
+        num_labels=CLASSES,
+    )
+    return stirred(DistilBertForSequenceClassification(config), 5)
+
+
+def gpt2(layers: int = 2) -> nn.Module:
+    """A causal language model whose head shares its weight with the embedding."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(6)
+    config = GPT2Config(
+        vocab_size=VOCABULARY,
+        n_embd=32,
+        n_layer=layers,
+        n_head=4,
+        n_inner=64,
+        n_positions=40,
+        bos_token_id=1,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+    return stirred(GPT2LMHeadModel(config), 6)
+
+
+def llama(layers: int = 2, name: str = "Llama", **changes: Any) -> nn.Module:
+    """Six query heads on three key/value heads, of a class that is called `name`; mistral and qwen2 are alike."""
+    import transformers
+
+    torch.manual_seed(7)
+    sizes = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 48,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 3,
+        "intermediate_size": 64,
+        "max_position_embeddings": 40,
+        "bos_token_id": 1,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+    }
+    config = getattr(transformers, f"{name}Config")(**{**sizes, **changes})
+    return stirred(getattr(transformers, f"{name}ForCausalLM")(config), 7)
+
+
+def build_any(family: str, layers: int = 2) -> nn.Module:
+    """A model of one of `ALL_FAMILIES` or `DECODERS`."""
+    names = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2"}
+    if family in names:
+        return llama(layers, names[family])
+    others = {"distilbert": distilbert, "gpt2": gpt2}
+    return others[family](layers) if family in others else build(family, layers)
+
+
+def any_task(family: str, layers: int = 2) -> Task:
+    """A task for `build_any`; a decoder is graded on the token that follows the last one."""
+    model = build_any(family, layers)
+    if family not in DECODERS:
+        return task_of(model)
+    metric = Metric("next token", True, lambda logits, targets: float((logits[:, -1].argmax(-1) == targets).mean()))
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(logits[:, -1], targets)
+
+    return task_of(model, metric=metric, loss=loss)
+
+
+class Chooser:
+    """What `shape` asks the bank, worked out plainly: structures drawn by chance, repair by the normal equations."""
+
+    def __init__(self, task: Task) -> None:
+        self.model = task.source
+        self.inputs = task.calibration().batch(range(24))[0]
+
+    def _seen(self, module: str) -> tuple[Tensor, Tensor]:
+        """Inputs ``(n, in)`` and outputs ``(n, out)`` of a module over the calibration samples."""
+        seen: list[Tensor] = []
+
+        def note(_module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            result = output[0] if isinstance(output, tuple) else output
+            seen.extend(value.reshape(-1, value.shape[-1]) for value in (args[0] if args else result, result))
+
+        handle = self.model.get_submodule(module).register_forward_hook(note)
+        try:
+            with torch.inference_mode():
+                self.model(**self.inputs)
+        finally:
+            handle.remove()
+        return seen[0], seen[1]
+
+    def gram(self, layer: str) -> Tensor:
+        if isinstance(self.model.get_submodule(layer), nn.Embedding):
+            return torch.eye(weight_of(self.model.get_submodule(layer)).shape[1])
+        inputs = self._seen(layer)[0]
+        return inputs.T @ inputs / len(inputs)
+
+    def kept(self, group: Group, prune: Prune, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed + len(group.name))
+        return torch.randperm(group.size, generator=generator)[: prune.keep].sort().values
+
+    def repaired(self, layer: str, columns: Tensor) -> Tensor:
+        gram = self.gram(layer).double()
+        inner = gram[columns][:, columns]
+        inner += 1e-6 * inner.diagonal().mean() * torch.eye(len(columns))
+        matrix = matrix_of(self.model.get_submodule(layer)).double()
+        return torch.linalg.solve(inner, (matrix @ gram[:, columns]).T).T.float()
+
+    def mean_output(self, module: str, _width: int) -> Tensor:
+        return self._seen(module)[1].mean(0)
+
+    def factors(self, weight: Tensor, gram: Tensor, settings: Factorize) -> tuple[Tensor, Tensor]:
+        from autocompress.compressing.factorize import factors
+
+        return factors(weight, gram, settings)
+
+    def fisher(self, layer: str) -> Tensor:
+        return torch.ones_like(matrix_of(self.model.get_submodule(layer)))

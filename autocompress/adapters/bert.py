@@ -1,24 +1,30 @@
-"""BERT, MiniLM and RoBERTa encoders of transformers (post-norm, separate query, key and value)."""
+"""BERT, MiniLM and RoBERTa of transformers: post-norm encoders with separate query, key and value."""
 
 from __future__ import annotations
 
-from torch import nn
+from autocompress.adapters.family import Family, Stream
+from autocompress.layers import Stub
 
-from autocompress.adapters.encoder import EncoderBlock, find_blocks
-from autocompress.layers import Group
-
-BLOCK = EncoderBlock(
+FAMILY = Family(
+    blocks=("BertLayer", "RobertaLayer"),
+    layers="encoder.layer",
     attention="attention",
     projections=("attention.self.query", "attention.self.key", "attention.self.value"),
     output="attention.output.dense",
-    up="intermediate.dense",
-    down="output.dense",
     head_width="attention.self.attention_head_size",
+    up=("intermediate.dense",),
+    down="output.dense",
+    norms=("attention.output.LayerNorm", "output.LayerNorm"),
+    pre_norm=False,
+    attention_stubs=(Stub("attention.self", "input-pair"), Stub("attention.output.dense", "constant")),
+    feed_forward_stubs=(Stub("intermediate", "input"), Stub("output.dense", "constant")),
+    stream=Stream(
+        writers=(
+            "embeddings.word_embeddings",
+            "embeddings.position_embeddings",
+            "embeddings.token_type_embeddings",
+        ),
+        norms=("embeddings.LayerNorm",),
+        readers=("pooler.dense", "classifier.dense", "classifier", "qa_outputs"),
+    ),
 )
-
-
-def groups(model: nn.Module) -> list[Group]:
-    """Heads, neurons and blocks; none for decoders, whose cache needs every layer."""
-    if getattr(getattr(model, "config", None), "is_decoder", False):
-        return []
-    return find_blocks(model, ("BertLayer", "RobertaLayer"), BLOCK)

@@ -18,7 +18,7 @@ from plotly.offline import get_plotlyjs
 
 from autocompress import pareto
 from autocompress.layers import Layer, LayerTable
-from autocompress.plan import WEIGHT_BITS, EffectiveLayer, effective_layers
+from autocompress.plan import EffectiveLayer, effective_layers
 from autocompress.records import Trial
 from autocompress.report import words
 from autocompress.report.view import RunView
@@ -175,7 +175,7 @@ def ratio_ticks(low: float, high: float, most: int = 9) -> tuple[tuple[float, st
 
 def draw_front(info: FrontInfo) -> go.Figure:
     """The Pareto scatter; each point carries its trial's index as customdata."""
-    figure = go.Figure(layout=_base_layout(height=600))
+    figure = go.Figure(layout=base_layout(height=600))
     for kind in KINDS:
         chosen = [p for i, p in enumerate(info.points) if p.kind == kind and not _plain_front(info, i)]
         if chosen:
@@ -320,6 +320,13 @@ def short_labels(table: LayerTable) -> tuple[str, ...]:
     return tuple(labels)
 
 
+def short_blocks(table: LayerTable) -> tuple[str, ...]:
+    """Names of the blocks without what all of them begin with."""
+    parts = [block.split(".") for block in table.blocks]
+    prefix = _common_prefix(parts)
+    return tuple(".".join(names[prefix:]) for names in parts)
+
+
 def _local_name(layer: Layer) -> str:
     return layer.name.removeprefix(f"{layer.block}.")
 
@@ -348,7 +355,9 @@ def _unique_ending(name: str, names: Sequence[str]) -> str:
 def _cell(left: EffectiveLayer) -> LayerCell:
     full = max(1, min(left.shape[0], math.prod(left.shape[1:])))
     rank = 100.0 * min(1.0, left.rank / full) if left.rank is not None else 100.0
-    return LayerCell(100.0 * left.kept_fraction, WEIGHT_BITS[left.precision], rank, left.removed, _cell_text(left))
+    return LayerCell(
+        100.0 * left.kept_fraction, left.quantize.bits if left.quantize else 32, rank, left.removed, _cell_text(left)
+    )
 
 
 def _cell_text(left: EffectiveLayer) -> str:
@@ -379,7 +388,7 @@ MOST_NUMBERED = 44
 
 def draw_layers(info: LayersInfo) -> go.Figure:
     """Three stacked heat maps, one column per layer; a removed layer is an empty column with a cross."""
-    figure = go.Figure(layout=_base_layout(height=400))
+    figure = go.Figure(layout=base_layout(height=400))
     gone = [i for i, cell in enumerate(info.cells) if cell.removed]
     for band, (title, key, top, colours) in enumerate(BANDS):
         axis = f"y{band + 1 if band else ''}"
@@ -478,7 +487,7 @@ def progress_info(view: RunView) -> ProgressInfo:
 
 def draw_progress(info: ProgressInfo) -> go.Figure:
     """A step line with one marker per trial; those that advanced the front are filled."""
-    figure = go.Figure(layout=_base_layout(height=300))
+    figure = go.Figure(layout=base_layout(height=300))
     unit, scale = _time_unit(max(info.finished_s, default=0.0))
     gains = [b > a for a, b in zip((0.0, *info.hypervolume), info.hypervolume, strict=False)]
     figure.add_trace(
@@ -530,7 +539,7 @@ STAGE_COLOURS = ("#2563eb", "#0d9488", "#d97706", "#a855f7", "#64748b", "#db2777
 
 def draw_seconds(info: SecondsInfo) -> go.Figure:
     """One stacked bar, one segment per stage."""
-    figure = go.Figure(layout=_base_layout(height=150))
+    figure = go.Figure(layout=base_layout(height=150))
     total = sum(info.seconds) or 1.0
     for place, (stage, seconds) in enumerate(zip(info.stages, info.seconds, strict=True)):
         label = f"{escape(stage)} {words.duration(seconds)}"
@@ -564,7 +573,8 @@ def _axis() -> dict[str, Any]:
     return {"gridcolor": GRID, "zeroline": False, "linecolor": LINE, "ticks": "", "automargin": True}
 
 
-def _base_layout(height: int) -> dict[str, Any]:
+def base_layout(height: int) -> dict[str, Any]:
+    """What all figures share: fonts, transparent ground, margins."""
     return {
         "template": "none",
         "height": height,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from autocompress.budgets import Budgets
+from autocompress.budgets import Budgets, Drop
 from autocompress.errors import AutocompressError, StorageError
 from autocompress.front import Front, fits
 from autocompress.pipeline import Workshop, evaluate, measure_again, score_artifact
@@ -228,14 +228,20 @@ class Loop:
             return "nothing within the budgets yet"
         by_speed = not self.budgets or self.budgets.max_drop is not None
         within = [t for t in points if by_speed is False or (self.front.drop(t) or 0.0) <= self._drop_limit()]
-        best = within[0] if by_speed and within else max(points, key=lambda t: t.quality or 0.0)
+        best = within[0] if by_speed and within else max(points, key=self._goodness)
         assert best.latency is not None
         return f"{1 / best.latency.ratio_best_dense:.2f}x at {self.shop.task.metric.name} {best.quality:.4g}"
 
+    def _goodness(self, trial: Trial) -> float:
+        quality = trial.quality or 0.0
+        return quality if self.shop.task.metric.maximize else -quality
+
     def _drop_limit(self) -> float:
-        drop, dense = self.budgets.max_drop, self.front.dense
-        if drop is None or dense is None or dense.quality is None:
+        """Drop in the metric's unit up to which speed decides: what is asked, else a point, or 1 % of a raw metric."""
+        dense = self.front.dense
+        if dense is None or dense.quality is None:
             return 0.01
+        drop = self.budgets.max_drop or Drop(0.01, relative=not self.shop.task.metric.fraction)
         return drop.amount * abs(dense.quality) if drop.relative else drop.amount
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from autocompress.budgets import Budgets
-from autocompress.compress.shape import shape
+from autocompress.compressing.shape import shape
 from autocompress.distill import divergence, recover
 from autocompress.errors import AutocompressError, BudgetError, MeasureError, ModelError
 from autocompress.hardware import cores
@@ -243,13 +243,13 @@ def probe_rates(shop: Workshop, space: SearchSpace) -> tuple[RateFact, ...]:
         return ()
     task, table = shop.task, shop.table
     plan = space.decode(space.uniform(keep=0.5, rank=0.5))
-    model = shape(task.model, plan, table, shop.bank)
+    model = shape(task.source, plan, table, shop.bank)
     sample = task.validation.subset(RATE_SAMPLES)
     facts = [RateFact(0.0, divergence(task.model, model, sample))]
     for rate in np.geomspace(bounds.low, bounds.high, RATES):
         settings = Distill(rule.default.soft_weight, rule.default.temperature, float(rate), steps)
         try:
-            recovered = recover(model, settings, task, shop.teacher)
+            recovered = recover(model, Plan(distill=settings), task, shop.teacher, table)
         except ModelError:  # diverged: that is an answer too
             facts.append(RateFact(float(rate), float("inf")))
             continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from autocompress.errors import ConfigError, DataError, near
 from autocompress.tasks.task import Task
 
 #: Ready tasks; a user's own is ``file.py:function``.
-NAMES = ("digits", "text-classification", "image-classification")
+NAMES = ("digits", "text-classification", "image-classification", "causal-lm")
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,10 @@ class TaskSource:
 
     Attributes:
         task: one of `NAMES`, or ``file.py:function``.
-        model, data: folder, file or hub name; for the ready classification tasks.
+        model, data: folder, file or hub name; for the ready tasks but the demo.
         text_column, image_column, label_column: of the data; guessed when None.
+        student: folder or hub name of another network that is compressed in the model's place, with the model as its
+            teacher; for the ready tasks but the demo.
     """
 
     task: str
@@ -31,6 +33,15 @@ class TaskSource:
     text_column: str | None = None
     image_column: str | None = None
     label_column: str | None = None
+    student: str | None = None
+
+
+#: Ready tasks whose students can be loaded by name, and transformers' class for them.
+_STUDENTS = {
+    "text-classification": "AutoModelForSequenceClassification",
+    "image-classification": "AutoModelForImageClassification",
+    "causal-lm": "AutoModelForCausalLM",
+}
 
 
 def load_task(source: TaskSource, max_length: int | None = None, say: Callable[[str], None] = print) -> Task:
@@ -44,6 +55,21 @@ def load_task(source: TaskSource, max_length: int | None = None, say: Callable[[
     Raises:
         ConfigError, ModelError, DataError: naming flag and value.
     """
+    task = _load(source, max_length, say)
+    if source.student is None:
+        return task
+    if source.task not in _STUDENTS:
+        raise ConfigError(
+            f"--student {source.student}: is for {', '.join(_STUDENTS)}; a task of one's own gives its own"
+        )
+    import transformers
+
+    from autocompress.tasks.hub import load_model
+
+    return replace(task, student=load_model(getattr(transformers, _STUDENTS[source.task]), source.student))
+
+
+def _load(source: TaskSource, max_length: int | None, say: Callable[[str], None]) -> Task:
     if ".py:" in source.task:
         return _users_task(source.task)
     if source.task not in NAMES:
@@ -63,6 +89,10 @@ def load_task(source: TaskSource, max_length: int | None = None, say: Callable[[
         return make_text_classification(
             source.model, source.data, source.text_column, source.label_column, max_length or 128
         )
+    if source.task == "causal-lm":
+        from autocompress.tasks.causal_lm import make_causal_lm
+
+        return make_causal_lm(source.model, source.data, source.text_column, max_length or 128)
     from autocompress.tasks.image import make_image_classification
 
     return make_image_classification(source.model, source.data, source.image_column, source.label_column)

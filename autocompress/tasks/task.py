@@ -137,6 +137,8 @@ class Metric:
         per_sample: the same to ``(n,)`` numbers whose mean is the score, where there is such a form;
             gives the standard error.
         fraction: whether values lie in [0, 1]; a point is then a hundredth, else one unit of the metric.
+        reduce: a batch's outputs and targets to statistics ``(batch, …)``, which `score` and `per_sample` then take
+            in the outputs' place; for outputs that are too large to keep.
     """
 
     name: str
@@ -144,6 +146,11 @@ class Metric:
     score: Callable[[NDArray[Any], NDArray[Any]], float]
     per_sample: Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]] | None = None
     fraction: bool = True
+    reduce: Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]] | None = None
+
+    def kept(self, outputs: NDArray[Any], targets: NDArray[Any]) -> NDArray[Any]:
+        """What scoring keeps of a batch: its statistics ``(batch, …)``, or the outputs themselves."""
+        return outputs if self.reduce is None else self.reduce(outputs, targets)
 
     @property
     def points(self) -> float:
@@ -191,9 +198,12 @@ class Task:
             training samples.
         classes: names, where there are any.
         batch_size: of recovery.
+        score_batch: samples that are run at once where the model is scored.
         save_processor: writes tokenizer or image processor into a folder.
         snippet: makes inputs for a picked model; goes into its card.
         notes: what a user should know of how the data was made, such as splits that were missing.
+        student: another network for the same inputs and classes that is compressed and recovered in `model`'s place,
+            with `model` as its teacher and reference.
     """
 
     name: str
@@ -207,9 +217,11 @@ class Task:
     query: Callable[[int, int | None], Inputs] | None = None
     classes: tuple[str, ...] = ()
     batch_size: int = 32
+    score_batch: int = 32
     save_processor: Callable[[Path], None] | None = None
     snippet: Snippet | None = None
     notes: tuple[str, ...] = ()
+    student: nn.Module | None = None
 
     def __post_init__(self) -> None:
         """Refuse splits whose inputs differ, and put the model into evaluation mode."""
@@ -217,6 +229,12 @@ class Task:
             if set(split.inputs) != set(self.train.inputs):
                 raise DataError(f"{name} has inputs {sorted(split.inputs)}, but train has {sorted(self.train.inputs)}")
         self.model.eval()
+        self.source.eval()
+
+    @property
+    def source(self) -> nn.Module:
+        """What is compressed: the student where one is given, else the model."""
+        return self.model if self.student is None else self.student
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -243,7 +261,10 @@ class Task:
     def identity(self) -> str:
         """Fingerprint of the weights and of the data (all targets, and 256 inputs spread over each split)."""
         digest = hashlib.sha256(self.name.encode())
-        for name, value in self.model.state_dict().items():
+        weights = itertools.chain(
+            *(m.state_dict().items() for m in {id(m): m for m in (self.model, self.source)}.values())
+        )
+        for name, value in weights:
             digest.update(name.encode())
             digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
         for split in (self.train, self.validation, self.test):

@@ -11,15 +11,23 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
-from torch import Tensor
+from torch import Tensor, nn
 
-from autocompress.compress.quantize import Codes, quantize, simulate
+from autocompress.compressing.codes import Codes
+from autocompress.compressing.quantize import quantize, simulate
 from autocompress.export import export_model
+from autocompress.export.export import codes_for
 from autocompress.plan import Plan
 from autocompress.records import Artifact
 from autocompress.runtimes import open_session
 from autocompress.tasks.task import Task
-from tests.tiny import _one_thread, run  # noqa: F401  (a fixture)
+from tests.tiny import _one_thread, run, table_of  # noqa: F401  (a fixture)
+
+
+def unpack(packed: NDArray, columns: int) -> NDArray:
+    """Codes of bytes, low half first, by plain arithmetic."""
+    flat = packed.reshape(packed.shape[0], -1).astype(int)
+    return np.stack([flat % 16 - 8, flat // 16 - 8], axis=-1).reshape(packed.shape[0], -1)[:, :columns]
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,7 @@ class Exported:
     """A file with what it was made from."""
 
     task: Task
+    model: nn.Module
     codes: dict[str, Codes]
     path: Path
     artifact: Artifact
@@ -47,7 +56,7 @@ class Exported:
 
     def twin(self, inputs: dict[str, Tensor]) -> NDArray:
         """What torch says that the integers compute."""
-        return run(simulate(self.task.model, self.codes), inputs).numpy()
+        return run(simulate(self.model, self.codes), inputs).numpy()
 
     def deviation(self, inputs: dict[str, Tensor], runtime: str = "onnxruntime") -> float:
         expected = self.twin(inputs)
@@ -58,9 +67,9 @@ class Exported:
 def export(tmp_path: Path) -> Callable[..., Exported]:
     def make(task: Task, plan: Plan | None = None, runtime: str = "onnxruntime") -> Exported:
         plan = plan or Plan()
-        codes = quantize(task.model, plan, task.calibration())
+        made = quantize(task.model, plan, table_of(task), task.calibration())
         path = tmp_path / "artifacts" / "model.onnx"
-        artifact = export_model(task.model, codes, task, path, tmp_path, plan.fingerprint, runtime)
-        return Exported(task, codes, path, artifact)
+        artifact = export_model(made.model, made.codes, task, path, tmp_path, plan.fingerprint, runtime)
+        return Exported(task, made.model, codes_for(made.codes, runtime), path, artifact)
 
     return make

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autocompress.compress.quantize import Codes, quantize
+from autocompress.compressing.codes import Codes
+from autocompress.compressing.quantize import quantize
 from autocompress.errors import ExportError
 from autocompress.export import export, export_model, float_graph
 from autocompress.export.export import OPSET, TOLERANCE, agreement
@@ -29,7 +31,7 @@ MODELS = {
     "mlp": mlp,
     "cnn": cnn,
 }
-PRECISIONS = ["int8", "int8-dynamic", "int8-weights", "int4-weights"]
+PRECISIONS = ["fp16", "int8", "int8-dynamic", "int8-weights", "int4-weights"]
 CASES = [
     (model, precision)
     for model in ("bert", "vit", "mlp", "cnn")
@@ -173,23 +175,27 @@ def test_export_leaves_the_model_alone(export: Callable[..., Exported]) -> None:
     assert task.model.config._attn_implementation == attention
 
 
-def test_a_planted_wrong_scale_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("precision", "name"), [
+    ("int8", "bert.pooler.dense"),
+    ("int8-dynamic", "bert.pooler.dense"),
+    ("int4-weights", "bert.pooler.dense"),
+    ("int8-weights", "bert.embeddings.word_embeddings"),
+    ("int4-weights", "bert.embeddings.word_embeddings"),
+])  # fmt: skip
+def test_a_planted_wrong_scale_is_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, name: str
+) -> None:
     """Cosine similarity would not see it; the relative distance does."""
-    task = task_of(mlp())
-    codes = quantize(task.model, quantized("int8", "second"), task.calibration())
+    task = task_of(bert())
+    made = quantize(task.model, quantized(precision, name), table_of(task), task.calibration())
     real = export.insert_codes
 
-    def wrong(graph: onnx.ModelProto, made: dict[str, Codes]) -> onnx.ModelProto:
-        bad = {
-            name: Codes(c.precision, c.values, c.scales * 1.5, c.input_scale, c.input_zero) for name, c in made.items()
-        }
-        return real(graph, bad)
+    def wrong(graph: onnx.ModelProto, codes: dict[str, Codes]) -> onnx.ModelProto:
+        return real(graph, {name: replace(made, scales=made.scales * 1.5) for name, made in codes.items()})
 
     monkeypatch.setattr(export, "insert_codes", wrong)
-    with pytest.raises(
-        ExportError, match=r"m\.onnx: its outputs lie 0\.\d+ .* more than the 0\.15 allowed for fp32, int8"
-    ):
-        export_model(task.model, codes, task, tmp_path / "m.onnx", tmp_path, "f", "onnxruntime")
+    with pytest.raises(ExportError, match=r"m\.onnx: its outputs lie 0\.\d+ .* than the .* allowed for fp32"):
+        export_model(made.model, made.codes, task, tmp_path / "m.onnx", tmp_path, "f", "onnxruntime")
 
 
 def test_outputs_of_nan_are_caught(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,29 +12,23 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from autocompress.compress.quantize import quantize_weight
+from autocompress.compressing.codes import quantize_weight
 from autocompress.errors import ExportError
 from autocompress.export import float_graph
-from autocompress.export.integers import insert_codes, pack_four_bits
-from autocompress.plan import INT4_GROUP, Plan
+from autocompress.export.integers import insert_codes
+from autocompress.plan import INT4_GROUP, Plan, Quantize
 from autocompress.tasks.task import Task
-from tests.export.conftest import Exported
-from tests.tiny import bert, cnn, mlp, quantized, task_of, tensors
+from tests.compressing.test_quantize import NormCnn
+from tests.export.conftest import Exported, unpack
+from tests.tiny import bert, cnn, mlp, quantized, task_of, tensors, vit
 
 ATTENTION = [f"bert.encoder.layer.0.attention.self.{name}" for name in ("query", "key", "value")]
 
 
 def linears(task: Task) -> list[str]:
     return [name for name, module in task.model.named_modules() if isinstance(module, nn.Linear)]
-
-
-def unpack(packed: NDArray, columns: int) -> NDArray:
-    """Codes of bytes, low half first, by plain arithmetic."""
-    flat = packed.reshape(packed.shape[0], -1).astype(int)
-    return np.stack([flat % 16 - 8, flat // 16 - 8], axis=-1).reshape(packed.shape[0], -1)[:, :columns]
 
 
 def vector_task(model: nn.Module) -> Task:
@@ -95,17 +90,11 @@ def test_the_files_embeddings_hold_the_codes(export: Callable[..., Exported], pr
 def test_an_int32_bias_is_the_bias_on_the_accumulators_grid(export: Callable[..., Exported]) -> None:
     made = export(task_of(mlp()), quantized("int8", "first"))
     codes, arrays = made.codes["first"], made.arrays()
-    scales = codes.scales.numpy() * np.float32(codes.input_scale)
+    scales = codes.scales.numpy() * np.float32(codes.input.scale)
     assert arrays["first.bias_q"].dtype == np.int32
     np.testing.assert_allclose(arrays["first.bias_scale"], scales, rtol=1e-7)
     bias = made.task.model.first.bias.detach().numpy()
     assert (np.abs(arrays["first.bias_q"] * scales - bias) <= scales / 2 * 1.001).all()
-
-
-def test_pack_four_bits_by_hand() -> None:
-    packed = pack_four_bits(np.array([[-8, 7, 0, 1]], dtype=np.int8))
-    assert packed.dtype == np.uint8
-    assert packed.tolist() == [[0xF0, 0x98]]
 
 
 def test_query_key_and_value_share_one_pair(export: Callable[..., Exported]) -> None:
@@ -159,13 +148,69 @@ def test_a_rank_two_network_becomes_integer_kernels(export: Callable[..., Export
 def test_a_convolution_before_another_integer_layer_becomes_an_integer_kernel(
     export: Callable[..., Exported],
 ) -> None:
-    assert kernels(export(task_of(cnn()), quantized("int8", "first", "second")).path)["QLinearConv"] == 1
+    assert kernels(export(task_of(cnn()), quantized("int8", "first", "second")).path)["QLinearConv"] == 2
 
 
-@pytest.mark.xfail(strict=True, reason="known limit: a convolution that no quantized layer follows runs in float")
 def test_the_last_convolution_becomes_an_integer_kernel(export: Callable[..., Exported]) -> None:
     found = kernels(export(task_of(cnn()), quantized("int8", "first", "second")).path)
     assert found["QLinearConv"] == 2
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("granularity", ["channel", "tensor"])
+def test_settings_of_the_weights_keep_the_integer_kernels(
+    export: Callable[..., Exported], granularity: str, symmetric: bool
+) -> None:
+    settings = {"granularity": granularity, "symmetric": symmetric}
+    task = task_of(bert())
+    static = kernels(export(task, quantized("int8", *linears(task), weight_bits=5, **settings)).path)
+    assert (static["MatMulIntegerToFloat"], static["QGemm"]) == (12, 2)
+    dynamic = kernels(export(task, quantized("int8-dynamic", *linears(task), **settings)).path)
+    assert dynamic["DynamicQuantizeMatMul"] + dynamic["MatMulIntegerToFloat"] == 14
+    images = kernels(export(task_of(cnn()), quantized("int8", "first", "second", "head", **settings)).path)
+    assert (images["QLinearConv"], images["QGemm"], images["Conv"]) == (2, 1, 0)
+
+
+def executed(path: Path, inputs: dict[str, Tensor]) -> Counter[str]:
+    """Operators that a run really called, from ONNX Runtime's own profile."""
+    options = onnxruntime.SessionOptions()
+    options.enable_profiling = True
+    options.profile_file_prefix = str(path.with_name("profile"))
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session.run(None, {name: value.numpy() for name, value in inputs.items()})
+    events = json.loads(Path(session.end_profiling()).read_text())
+    return Counter(event["args"]["op_name"] for event in events if event.get("cat") == "Node")
+
+
+@pytest.mark.parametrize("names", [("first",), ("second",), ("first", "second")], ids=str)
+def test_convolutions_run_in_integers_whatever_follows(export: Callable[..., Exported], names: tuple[str, ...]) -> None:
+    made = export(task_of(cnn()), quantized("int8", *names))
+    found = executed(made.path, made.task.test.batch(range(2))[0])
+    assert found["QLinearConv"] == len(names)
+    assert found["Conv"] + found["FusedConv"] == 2 - len(names)
+
+
+def test_a_vision_transformers_patches_run_in_integers(export: Callable[..., Exported]) -> None:
+    made = export(task_of(vit()), quantized("int8", "vit.embeddings.patch_embeddings.projection"))
+    found = executed(made.path, made.task.test.batch(range(2))[0])
+    assert (found["QLinearConv"], found["Conv"]) == (1, 0)
+
+
+def test_two_integer_convolutions_share_one_pair(export: Callable[..., Exported]) -> None:
+    made = export(task_of(cnn()), quantized("int8", "first", "second"))
+    assert Counter(made.operators())["QuantizeLinear"] == 3  # input, between the two, output
+
+
+def test_convolutions_with_batchnorms_take_integers(export: Callable[..., Exported]) -> None:
+    """The exporter folds BatchNorms by itself, and the weights that it then writes are no layer's."""
+    torch.manual_seed(0)
+    pixels = tensors("pixel_values", (1, 8, 8), 24, 0)
+    task = Task("norms", NormCnn().eval(), pixels, pixels, pixels)
+    for precision in ("int8", "fp16"):
+        made = export(task, quantized(precision, "first", "second"))
+        assert "BatchNormalization" not in made.operators()
+        assert made.deviation(pixels.batch(range(24))[0]) < 0.01
+    assert kernels(export(task, quantized("int8", "first")).path)["QLinearConv"] == 1
 
 
 def test_no_codes_leave_the_graph_as_it_is() -> None:
@@ -178,13 +223,13 @@ def test_the_input_graph_is_not_edited() -> None:
     task = task_of(mlp())
     graph = float_graph(task.model, task)
     before = graph.SerializeToString()
-    insert_codes(graph, {"first": quantize_weight(task.model.first.weight.detach(), "int4-weights")})
+    insert_codes(graph, {"first": quantize_weight(task.model.first.weight.detach(), Quantize("int4-weights"))})
     assert graph.SerializeToString() == before
 
 
 def test_a_layer_that_the_graph_does_not_hold_is_named() -> None:
     task = task_of(mlp())
-    codes = {"third": quantize_weight(torch.ones(2, 2), "int8-dynamic")}
+    codes = {"third": quantize_weight(torch.ones(2, 2), Quantize("int8-dynamic"))}
     with pytest.raises(ExportError, match="holds no weight of layer 'third'"):
         insert_codes(float_graph(task.model, task), codes)
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from autocompress.layers import Group, Layer, LayerTable
+from autocompress.layers import Group, Layer, LayerTable, Slice, Stub
 from autocompress.plan import Distill, Factorize, LayerPlan, Plan, Prune, Quantize
 from autocompress.records import Artifact, Latency, Trial
 from autocompress.report.view import RunView
@@ -29,11 +29,13 @@ def vit_table(blocks: int = 6, width: int = 192, heads: int = 6) -> LayerTable:
         layers += [
             Layer(f"{base}.{n}", "linear", s, s[0] * (s[1] + 1), 65 * s[0] * s[1], base) for n, s in shapes.items()
         ]
-        names = [f"{base}.{n}" for n in shapes]
+        names = tuple(f"{base}.{n}" for n in shapes)
+        *inputs, output = (Slice(name, width // heads) for name in names[:4])
+        up, down = Slice(names[4]), Slice(names[5])
         groups += [
-            Group(f"{base}.attention/heads", "heads", heads, width // heads, tuple(names[:3]), (names[3],), base),
-            Group(f"{base}.mlp/neurons", "neurons", 4 * width, 1, (names[4],), (names[5],), base),
-            Group(base, "block", 1, block=base),
+            Group(f"{base}.attention/heads", "heads", heads, tuple(inputs), (output,), block=base),
+            Group(f"{base}.mlp/neurons", "neurons", 4 * width, (up,), (down,), block=base),
+            Group(base, "block", 1, block=base, removes=names, stubs=(Stub(base),)),
         ]
     layers.append(Layer("classifier", "linear", (10, width), 10 * (width + 1), 10 * width))
     return LayerTable(tuple(layers), tuple(groups), sum(la.params for la in layers))
@@ -160,7 +162,7 @@ def make_tiny_view() -> RunView:
     """One linear layer in one block; dense, one over budget, two on the front, one failed."""
     table = LayerTable(
         (Layer("net.0.fc", "linear", (8, 4), 40, 32, "net.0"), Layer("net.1.fc", "linear", (8, 8), 72, 64, "net.1")),
-        (Group("net.0", "block", 1, block="net.0"), Group("net.1", "block", 1, block="net.1")),
+        tuple(Group(b, "block", 1, block=b, removes=(f"{b}.fc",), stubs=(Stub(b),)) for b in ("net.0", "net.1")),
         112,
     )
     int8, int4 = (

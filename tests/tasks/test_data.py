@@ -176,8 +176,21 @@ def test_a_path_that_leads_nowhere_is_refused(source: str) -> None:
 
 
 def test_data_without_training_rows_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no training split with labels"):
+    with pytest.raises(DataError, match=r"no training split; name a file train\.\*"):
         load_splits(folder_of(tmp_path, test=rows(9)), COLUMNS)
+
+
+def test_data_whose_training_rows_carry_no_labels_says_so(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, ".json", train=rows(9).assign(label=-1), test=rows(4))
+    with pytest.raises(DataError, match=r"no training split \(split 'train' carries no labels and is left out\)"):
+        load_splits(folder, COLUMNS)
+
+
+def test_labels_are_only_needed_where_they_are_wanted(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, train=rows(9).assign(label=-1), validation=rows(4), test=rows(3))
+    splits = load_splits(folder, COLUMNS[:1])
+    assert [len(s["text"]) for s in (splits.train, splits.validation, splits.test)] == [9, 4, 3]
+    assert list(splits.train) == ["text"]
 
 
 def test_too_few_rows_to_cut_are_refused(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_an_unknown_task_shows_near_names() -> None:
         load_task(TaskSource("digit"))
 
 
-@pytest.mark.parametrize("task", ["text-classification", "image-classification"])
+@pytest.mark.parametrize("task", ["text-classification", "image-classification", "causal-lm"])
 @pytest.mark.parametrize(("given", "missing"), [({"data": "d"}, "model"), ({"model": "m"}, "data")], ids=["d", "m"])
 def test_a_flag_that_is_missing_is_named(task: str, given: dict[str, str], missing: str) -> None:
     with pytest.raises(ConfigError, match=f"--task {task} needs --{missing}"):
