@@ -133,9 +133,17 @@ def compress(
     if as_json:
         print(json.dumps(result.to_json(), indent=1))
         return
-    from autocompress.show import compressed_table, wide_console
+    from autocompress.show import compressed_table, survivors_table, wide_console
 
-    wide_console().print(compressed_table(result))
+    console = wide_console()
+    console.print(f"{result.what}\n", soft_wrap=True, markup=False)
+    console.print(compressed_table(result))
+    if result.survivors:
+        console.print()
+        console.print(survivors_table(result.survivors))
+        console.print(f"\nfigure  {result.folder / 'survivors.html'}")
+    console.print(f"\nmodel   {result.artifact}")
+    console.print(f"load    autocompress.load({str(result.folder)!r})")
 
 
 @app.command()

@@ -29,6 +29,7 @@ class Layer:
         params: number of weights, bias included.
         macs: multiply-adds per workload query (one multiply-add = 1); 0 for embeddings.
         block: name of the removable block that holds the layer, or "".
+        groups: of a convolution; 1 for all else.
         why_not: technique ("quantize", "factorize", "mask") to the reason that it is not offered here.
     """
 
@@ -39,6 +40,7 @@ class Layer:
     macs: int
     block: str = ""
     why_not: Mapping[str, str] = field(default_factory=dict)
+    groups: int = 1
 
     def allows(self, technique: str) -> bool:
         """Whether `technique` may be applied to this layer."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import shutil
 import time
@@ -28,7 +29,17 @@ from autocompress.learn import learn
 from autocompress.learn.gates import plan_widths
 from autocompress.learn.latency import LatencyFit, calibration_plans, fit_latency
 from autocompress.measure.latency import Bench
-from autocompress.plan import Cofi, LayerPlan, Plan, describe, plan_from_json
+from autocompress.plan import (
+    INT4_GROUP,
+    Cofi,
+    EffectiveLayer,
+    LayerPlan,
+    Plan,
+    Quantize,
+    describe,
+    effective_layers,
+    plan_from_json,
+)
 from autocompress.records import Artifact, Latency, Trial, storage_errors, write_atomic, write_json
 from autocompress.runtimes import open_session
 from autocompress.tasks.task import Examples, Task
@@ -142,7 +153,7 @@ def build_into(
 ) -> Built:
     """Everything up to the exported, verified file: learn, shape, recover, integers, export."""
     clock = clock or _Clock()
-    task = shop.task
+    task, asked = shop.task, plan
     if plan.learn:
         with clock.stage("learn"):
             plan = learned(plan, shop)
@@ -155,7 +166,7 @@ def build_into(
         made = quantize(model, plan, shop.table, task.calibration())
     with clock.stage("export"):
         path, runtime = folder / "model.onnx", shop.profile.runtime
-        artifact = export_model(made.model, made.codes, task, path, shop.root, plan.fingerprint, runtime)
+        artifact = export_model(made.model, made.codes, task, path, shop.root, asked.fingerprint, runtime)
         write_json(folder / "plan.json", plan.to_json())
         if keep_weights:
             save_weights(model, folder / "weights.safetensors")
@@ -165,24 +176,55 @@ def build_into(
 def learned(plan: Plan, shop: Workshop) -> Plan:
     """The plan that a recipe comes to; learned once per recipe, model, data and seed, and kept in the bank."""
     question = Plan(learn=plan.learn, seed=plan.seed).fingerprint
-    path = shop.bank.folder / f"learned-{shop.task.identity}-{question}.json"
-    if not path.is_file():
+    key = hashlib.sha256(shop.task.training_key.encode())
+    if isinstance(plan.learn, Cofi) and plan.learn.latency_ratio:
+        key.update(_fit_key(shop).encode())
+    path = shop.bank.folder / f"learned-{question}-{key.hexdigest()[:16]}.json"
+    if not _is_learned(path, shop):
         asked = Plan(learn=plan.learn, seed=plan.seed)
         predict = latency_fit(shop) if isinstance(plan.learn, Cofi) and plan.learn.latency_ratio else None
-        found = learn(shop.task, asked, shop.table, shop.bank.put_weights, teacher=shop.teacher, predict=predict)
+        try:
+            found = learn(shop.task, asked, shop.table, shop.bank.put_weights, teacher=shop.teacher, predict=predict)
+        except ModelError as fault:  # told to every candidate that asks for it, and not tried again
+            write_json(path, {"error": str(fault)})
+            raise
         write_json(path, {"plan": found.plan.to_json(), "history": list(found.history)})
     answer = plan_from_json(json.loads(path.read_text())["plan"], str(path))
-    layers = {
-        name: replace(answer.layers.get(name, LayerPlan()), quantize=plan.layers.get(name, LayerPlan()).quantize)
-        for name in {*answer.layers, *plan.layers}
-    }
+    layers = dict(answer.layers)
+    for left in effective_layers(answer, shop.table):
+        name = left.layer.name
+        quantize = _fitting(plan.layers.get(name, LayerPlan()).quantize, left)
+        layers[name] = replace(layers.get(name, LayerPlan()), quantize=quantize)
     return replace(answer, layers=layers, distill=plan.distill)
+
+
+def _is_learned(path: Path, shop: Workshop) -> bool:
+    """Whether an answer is there with its weights; raises again what went wrong when it was asked for."""
+    if not path.is_file():
+        return False
+    answer = json.loads(path.read_text())
+    if "error" in answer:
+        raise ModelError(answer["error"])
+    return shop.bank.holds_weights(answer["plan"]["init"])
+
+
+def _fitting(quantize: Quantize | None, left: EffectiveLayer) -> Quantize | None:
+    """Bits for what a recipe left of a layer: none where it is gone; 4-bit embeddings want whole groups."""
+    if quantize is None or left.removed:
+        return None
+    embedding = left.layer.kind == "embedding" and quantize.precision == "int4-weights"
+    return Quantize("int8-weights") if embedding and left.shape[1] % INT4_GROUP else quantize
+
+
+def _fit_key(shop: Workshop) -> str:
+    """What measured latencies depend on: model, runtime, threads and the timed query."""
+    query = hashlib.sha256(shop.bench.inputs.read_bytes()).hexdigest()[:16]
+    return f"{shop.task.identity}-{shop.profile.runtime}-{shop.profile.threads}-{query}"
 
 
 def latency_fit(shop: Workshop) -> LatencyFit:
     """Latency from widths on the shop's profile, fitted on measured models once and kept in the bank."""
-    setting = f"{shop.profile.runtime}-{shop.profile.threads}"
-    path = shop.bank.folder / f"latency-fit-{shop.task.identity}-{setting}.json"
+    path = shop.bank.folder / f"latency-fit-{_fit_key(shop)}.json"
     if not path.is_file():
         if not shop.bench.dense.path.is_file():
             build_into(shop.bench.dense.path.parent, Plan(), shop, keep_weights=False)
@@ -203,7 +245,7 @@ def shaped(plan: Plan, shop: Workshop) -> nn.Module:
     if plan.init:
         return restore(source, plan, table, shop.bank.weights(plan.init))
     model = shape(source, plan, table, shop.bank)
-    if plan.groups:
+    if plan != Plan():
         refresh_batchnorm(model, shop.task.calibration())
     return model
 

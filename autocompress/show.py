@@ -16,6 +16,7 @@ from rich.text import Text
 
 from autocompress.front import Front
 from autocompress.records import Trial
+from autocompress.report.survivors import SurvivorsInfo
 from autocompress.searching.status import Status
 from autocompress.techniques import Technique
 
@@ -160,8 +161,8 @@ def technique_page(item: Technique) -> Text:
 
 
 def compressed_table(result: Compressed) -> Table:
-    """Before and after, with where the files are."""
-    table = Table(title=escape(result.what), title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="bold")
+    """Before and after."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for column in ("", "dense", "compressed"):
         table.add_column(column, justify="left" if not column else "right")
     table.add_row(f"{result.metric}, validation", f"{result.quality_before:.4g}", f"{result.quality_after:.4g}")
@@ -172,6 +173,20 @@ def compressed_table(result: Compressed) -> Table:
         table.add_row("latency", f"{dense:.3g} ms", f"{result.latency.latency_s * 1e3:.3g} ms")
     table.add_row("layers changed", "", str(len(result.layers_changed)))
     table.add_row("reloads the same", "", "yes" if result.reloaded else "NO")
-    table.caption = f"{result.artifact}; load it with autocompress.load({str(result.folder)!r})"
-    table.caption_justify = "left"
+    return table
+
+
+def survivors_table(info: SurvivorsInfo) -> Table:
+    """What is left of each block."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for column in ("block", "heads", "neurons"):
+        table.add_column(column, justify="left" if column == "block" else "right")
+    for block in info.blocks:
+        shown = [
+            f"{kept} of {before}" if kept else "removed"
+            for kept, before in ((block.heads, block.heads_before), (block.neurons, block.neurons_before))
+        ]
+        table.add_row(block.block, *shown)
+    if info.hidden_before:
+        table.add_row("hidden", f"{info.hidden} of {info.hidden_before}", "")
     return table

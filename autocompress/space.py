@@ -87,16 +87,16 @@ class SearchSpace:
         """Variables by name."""
         return {variable.name: variable for variable in self.variables}
 
-    def decode(self, values: Mapping[str, int | float], seed: int = 0) -> Plan:
+    def decode(self, values: Mapping[str, int | float], seed: int = 0, learn: bool = True) -> Plan:
         """The plan that the values mean; what has no effect is left out, so that equal candidates are equal plans.
 
         A removed part takes its other choices with it, a recipe takes groups, ranks and zeros, zeros over all layers
         take ranks and zeros of each, a rank takes zeros; full shares, full ranks, ranks at or above break-even and
         fp32 say nothing; no steps, no distillation settings and no seed. A layer whose scope chose a precision that
         the layer lacks takes the lightest it has that is not lighter. When more blocks would go than `keep_at_least`
-        allows, the first ones stay.
+        allows, the first ones stay. Without `learn`, recipes are passed over.
         """
-        recipe = self.rules.recipes[int(self._level(values, "learn", 0))]
+        recipe = self.rules.recipes[int(self._level(values, "learn", 0))] if learn else None
         if recipe is not None:
             learned = Plan(layers=self._bits(values, Plan()), learn=recipe)
             return replace(learned, distill=self._decode_distill(values, learned), seed=seed)
@@ -152,6 +152,8 @@ class SearchSpace:
                 precision = choice.precisions[_lightest_up_to(choice.precisions, "int8-weights")]
             bits = int(self._level(values, f"bits:{choice.scope}", 8))
             quantize = choice.rule.quantized(precision, bits)
+            if quantize and effective.layer.groups > 1:
+                quantize = replace(quantize, rounding="nearest")
             if quantize and effective.layer.kind == "embedding":
                 quantize = replace(quantize, rounding="nearest", bias_correction=False)
             layers[effective.layer.name] = LayerPlan(quantize=quantize)
@@ -173,6 +175,8 @@ class SearchSpace:
                 layers[layer.name] = LayerPlan(factorize=factorize, quantize=quantize)
             elif zeros and layer.allows("mask"):
                 mask = rule.mask(zeros)
+                if mask and layer.groups > 1 and mask.score in ("wanda", "obs"):
+                    mask = replace(mask, score="magnitude")
                 whole = mask is None or mask.n_m is None or math.prod(effective.shape[1:]) % mask.n_m[1] == 0
                 layers[layer.name] = LayerPlan(quantize=quantize, mask=mask if whole else None)
         return layers

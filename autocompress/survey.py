@@ -87,7 +87,9 @@ def _layer(
         if fault:
             why_not.update(factorize=fault, quantize=fault, mask=fault)
     params = sum(p.numel() for p in module.parameters(recurse=False))
-    return Layer(name, kind, tuple(weight.shape), params, macs.get(name, 0), blocks[0] if blocks else "", why_not)
+    groups_of = module.groups if isinstance(module, nn.Conv2d) else 1
+    block = blocks[0] if blocks else ""
+    return Layer(name, kind, tuple(weight.shape), params, macs.get(name, 0), block, why_not, groups_of)
 
 
 def _not_factorized(kind: LayerKind, module: nn.Module) -> str:

@@ -27,7 +27,7 @@ from autocompress.measure.latency import Bench
 from autocompress.pipeline import Built, Workshop, build_into, score_artifact
 from autocompress.plan import Plan, check_plan, describe, plan_from_json
 from autocompress.records import Latency, write_atomic, write_json
-from autocompress.report.survivors import draw_survivors, survivors_info
+from autocompress.report.survivors import SurvivorsInfo, draw_survivors, survivors_info
 from autocompress.runtimes import open_session
 from autocompress.survey import kind_of, survey
 from autocompress.tasks.task import Task, logits_of
@@ -35,6 +35,9 @@ from autocompress.weights import weight_of
 
 #: What `compress` writes last; a folder that holds it may be written over.
 CARD = "card.json"
+
+#: What it writes first: a folder that was left half-way may be written over, too.
+MARK = ".compressed"
 
 #: Largest difference of reloaded outputs, relative to the largest output.
 RELOAD_TOLERANCE = 1e-5
@@ -56,6 +59,7 @@ class Compressed:
         deviation: relative L2 distance of its outputs from the torch model's.
         reloaded: whether a fresh process gives the same outputs from the file, and the torch model from its weights.
         latency: measured where asked for.
+        survivors: what is left of each block, where the plan removes structures.
     """
 
     folder: Path
@@ -71,12 +75,15 @@ class Compressed:
     deviation: float
     reloaded: bool
     latency: Latency | None = None
+    survivors: SurvivorsInfo | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A plain object, the paths as text."""
         shown = {item.name: getattr(self, item.name) for item in fields(self)}
         shown.update(plan=self.plan.to_json(), folder=str(self.folder), artifact=str(self.artifact))
-        shown.update(layers_changed=list(self.layers_changed), latency=asdict(self.latency) if self.latency else None)
+        for name in ("latency", "survivors"):
+            shown[name] = asdict(shown[name]) if shown[name] else None
+        shown["layers_changed"] = list(self.layers_changed)
         return shown
 
 
@@ -144,10 +151,10 @@ def compress(
         deviation=built.artifact.deviation,
         reloaded=_reloads_file(root, profile) and _reloads_weights(root, built, task, table),
         latency=latency,
+        survivors=survivors_info(built.plan, table) if table.blocks and built.plan.groups else None,
     )
-    if table.blocks and built.plan.groups:
-        figure = draw_survivors(survivors_info(built.plan, table))
-        write_atomic(root / "survivors.html", figure.to_html(include_plotlyjs=True))
+    if result.survivors:
+        write_atomic(root / "survivors.html", draw_survivors(result.survivors).to_html(include_plotlyjs=True))
     write_json(root / "result.json", {**result.to_json(), "environment": environment()})
     return result
 
@@ -171,11 +178,13 @@ def read_plan(plan: Plan | Mapping[str, Any] | str | Path, table: LayerTable) ->
 def _settle(root: Path) -> None:
     if root.is_file():
         raise ConfigError(f"--out {root}: is a file; give a folder")
-    ours = (root / CARD).is_file() or (root / "inputs.npz").is_file()
+    ours = (root / CARD).is_file() or (root / MARK).is_file()
     if root.is_dir() and any(root.iterdir()) and not ours:
         raise ConfigError(f"--out {root}: holds other files; choose an empty folder, or that of an earlier result")
     root.mkdir(parents=True, exist_ok=True)
-    (root / CARD).unlink(missing_ok=True)
+    for name in (CARD, "result.json", "survivors.html", "model.onnx", "weights.safetensors", "plan.json"):
+        (root / name).unlink(missing_ok=True)
+    (root / MARK).touch()
 
 
 def _dense_shop(shop: Workshop) -> Workshop:

@@ -40,7 +40,8 @@ def linearized(model: nn.Module) -> nn.Module:
     for name, module in list(model.named_modules()):
         if is_transposed_linear(module):
             weight = weight_of(module)
-            linear = nn.Linear(weight.shape[1], weight.shape[0])
+            with torch.device("meta"):  # nothing is drawn for weights that are set at once
+                linear = nn.Linear(weight.shape[1], weight.shape[0])
             linear.weight = nn.Parameter(weight.contiguous().clone())
             linear.bias = nn.Parameter(module.bias.detach().clone())
             model.set_submodule(name, linear.train(module.training))

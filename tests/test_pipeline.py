@@ -18,11 +18,31 @@ from autocompress import pipeline
 from autocompress.compressing.quantize import quantize, simulate
 from autocompress.compressing.shape import restore
 from autocompress.distill import TeacherCache
-from autocompress.errors import ExportError, StorageError
+from autocompress.errors import ExportError, ModelError, StorageError
 from autocompress.export import export_model
 from autocompress.measure.latency import Bench
-from autocompress.pipeline import Workshop, build, evaluate, measure_again, save_weights, score_artifact
-from autocompress.plan import Distill, Factorize, LayerPlan, Plan, Prune, Quantize, plan_from_json
+from autocompress.pipeline import (
+    Workshop,
+    build,
+    build_into,
+    evaluate,
+    latency_fit,
+    measure_again,
+    save_weights,
+    score_artifact,
+)
+from autocompress.plan import (
+    Cofi,
+    Distill,
+    Factorize,
+    LayerPlan,
+    Plan,
+    Prune,
+    Quantize,
+    effective_layers,
+    plan_from_json,
+)
+from autocompress.plan.check import removed_layers
 from autocompress.records import Trial, storage_errors, trial_from_json
 from autocompress.tasks.task import Metric
 from tests.tiny import bank_of, bert, mlp, profile_of, run, task_of
@@ -198,3 +218,39 @@ def test_tied_weights_come_back(tmp_path: Path) -> None:
     bank = bank_of(task_of(model), tmp_path)
     save_weights(model, tmp_path / "w.safetensors")
     restore(model, Plan(), bank.table, safetensors.torch.load_file(tmp_path / "w.safetensors"))
+
+
+def test_what_cofi_removed_takes_no_bits_and_is_learned_once(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bits on every layer, half of which the recipe takes away: they stay where there is something left."""
+    bits = {layer.name: LayerPlan(quantize=Quantize("int8")) for layer in shop.table.layers if layer.kind == "linear"}
+    recipe = Cofi(sparsity=0.8, steps=4, warmup_steps=1, finetune_steps=1)
+    built = build_into(shop.root / "cofi", Plan(layers=bits, learn=recipe), shop)
+    gone = removed_layers(built.plan, shop.table)
+    left = [e for e in effective_layers(built.plan, shop.table) if e.layer.kind == "linear"]
+    assert built.plan.init
+    assert all((e.quantize is None) == (e.layer.name in gone) for e in left)
+    assert built.artifact.plan_fingerprint == Plan(layers=bits, learn=recipe).fingerprint
+    monkeypatch.setattr(pipeline, "learn", lambda *_args, **_more: pytest.fail("learned again"))
+    assert build_into(shop.root / "again", Plan(learn=recipe), shop).plan.init == built.plan.init
+
+
+def test_a_recipe_that_failed_fails_again_without_being_tried(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def diverge(*_args: object, **_more: object) -> None:
+        tried.append(1)
+        raise ModelError("cofi diverged: the loss is nan")
+
+    monkeypatch.setattr(pipeline, "learn", diverge)
+    plan = Plan(learn=Cofi(sparsity=0.55))
+    for _ in range(2):
+        with pytest.raises(ModelError, match="cofi diverged"):
+            build_into(shop.root / "failed", plan, shop)
+    assert tried == [1]
+
+
+def test_a_latency_target_is_fitted_on_this_profile(shop: Workshop) -> None:
+    fit = latency_fit(shop)
+    assert fit.base >= 0
+    assert len(list(shop.bank.folder.glob("latency-fit-*.json"))) == 1
+    assert latency_fit(shop) == fit

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from autocompress.layers import Group, Slice, Stub
-from autocompress.weights import weight_of
+from autocompress.weights import Stand, weight_of
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,28 @@ class Base:
     whole: bool
 
 
+def _has_parts(family: Family, block: nn.Module) -> bool:
+    """Whether a block of the right name is built as the family says; names such as TransformerBlock are common."""
+    paths = (*family.linears, *family.norms)
+    return all(_reaches(block, path) for path in paths) and _reaches(block, family.head_width)
+
+
+def _reaches(block: nn.Module, path: str) -> bool:
+    value: Any = block
+    for part in path.split("."):
+        if isinstance(value, Stand):  # removed from a block that was whole
+            return True
+        value = getattr(value, part, None)
+        if value is None:
+            return False
+    return True
+
+
 def find_bases(model: nn.Module, family: Family) -> list[Base]:
     """Each stack of the family's blocks."""
     stacks: dict[str, dict[str, nn.Module]] = {}
     for name, module in model.named_modules():
-        if type(module).__name__ in family.blocks:
+        if type(module).__name__ in family.blocks and _has_parts(family, module):
             stacks.setdefault(name.rpartition(".")[0], {})[name] = module
     bases = []
     for stack, blocks in stacks.items():

@@ -7,7 +7,6 @@ that plans name. A candidate is assembled from these. Entries are named by what 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -20,6 +19,7 @@ from autocompress.compressing.building import Crew, Say
 from autocompress.compressing.choices import Kept
 from autocompress.compressing.factorize import Decomposition, factors_at
 from autocompress.compressing.jobs import VALUE, Job, decomposition_job, input_key, one_thread, run_job
+from autocompress.compressing.mask import seed_of
 from autocompress.compressing.menu import Option, OptionError, option_error, options_of
 from autocompress.compressing.passes import Passes
 from autocompress.compressing.sequential import repair_in_sequence
@@ -98,6 +98,10 @@ class Bank:
         for name, matrix in found.items():
             weight = weight_of(small.get_submodule(name))
             weight.copy_(matrix.reshape(weight.shape))
+
+    def holds_weights(self, sha: str) -> bool:
+        """Whether whole-model weights are there."""
+        return self.store.get(f"weights-{sha}") is not None
 
     def mean_output(self, module: str, width: int) -> Tensor:
         """Mean output of a module over samples and positions, padding left out; float32 ``(width,)``.
@@ -292,8 +296,3 @@ class Bank:
         key = self.passes.key("moment", layer)
         self._sources[key] = lambda: self.gram(layer)
         return key
-
-
-def seed_of(seed: int, name: str) -> int:
-    """A seed of its own for each group, so that groups of one size do not draw alike."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:7], "big")

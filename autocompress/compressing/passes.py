@@ -45,13 +45,14 @@ class Passes:
     @cached_property
     def origin(self) -> str:
         """The key of the model, its loss and its calibration samples."""
-        loss = getattr(self.task.loss, "__qualname__", type(self.task.loss).__qualname__)
         samples = {
             f"{number} {name}": digest(value)
             for number, (_rows, inputs, targets) in enumerate(self.examples.batches(32))
             for name, value in {**inputs, "targets of the batch": targets}.items()
         }
-        return Store.key("origin", {"identity": self.task.identity, "model": repr(self.model), "loss": loss}, samples)
+        return Store.key(
+            "origin", {"identity": self.task.identity, "model": repr(self.model), "loss": self.task.loss_key}, samples
+        )
 
     def key(self, kind: str, name: str) -> str:
         """Of the entry of one layer, group or module: "moment", "fisher", "structure-fisher" or "output"."""

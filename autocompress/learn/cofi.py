@@ -7,6 +7,7 @@ are settled, folded into the weights, and what is closed is removed for good.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -82,6 +83,12 @@ def learn_cofi(
         assert predict is not None
         return 1 - predict.predict(expected.widths(probabilities))
 
+    least = {group.name: torch.zeros(group.size) for group in gates.groups}
+    if float(gone(least)) < _target(recipe):
+        raise ModelError(
+            f"cofi cannot reach {_words(recipe, _target(recipe))}: with every gate closed it is predicted to be "
+            f"{_words(recipe, float(gone(least)))}"
+        )
     course = _Course(task, plan, table, gates, teacher)
     model, history = course.run(gone, _target(recipe))
     groups, chosen = closed(gates, table, gone, _target(recipe))
@@ -98,6 +105,10 @@ def learn_cofi(
 
 def _target(recipe: Cofi) -> float:
     return recipe.sparsity if recipe.sparsity is not None else 1 - (recipe.latency_ratio or 0.0)
+
+
+def _words(recipe: Cofi, gone: float) -> str:
+    return f"sparsity {gone:.3g}" if recipe.latency_ratio is None else f"latency_ratio {1 - gone:.3g}"
 
 
 def _settings(recipe: Cofi, steps: int) -> Distill:
@@ -226,14 +237,14 @@ def closed(
 def _kept(gates: Gates, threshold: float, table: LayerTable) -> dict[str, Tensor]:
     """Structures above the threshold; a part without structures is closed, a closed part needs none.
 
-    The residual stream keeps a multiple of `HIDDEN_STEP` dimensions, at least one step.
+    The residual stream keeps a multiple of `HIDDEN_STEP` dimensions, at least one step, or all.
     """
     kept: dict[str, Tensor] = {}
     for group, value in gates.by_group():
         order = value.detach().argsort(descending=True, stable=True)
         count = int((value > threshold).sum())
         if group.kind == "hidden":
-            count = min(group.size, max(1, round(count / HIDDEN_STEP)) * HIDDEN_STEP)
+            count = min(group.size, max(1, math.ceil(count / HIDDEN_STEP)) * HIDDEN_STEP)
         kept[group.name] = order[:count].sort().values
     for part, structures in (("attention", "heads"), ("feed_forward", "neurons")):
         for group in table.groups:

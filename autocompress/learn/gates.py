@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from autocompress.errors import ModelError
 from autocompress.layers import Group, LayerTable, Slice
 from autocompress.plan import Plan
 
@@ -94,6 +95,8 @@ class Expected:
         self.table = table
         self.layers = [layer for layer in table.layers if layer.block and layer.kind == "linear"]
         self.total = float(sum(math.prod(layer.weight_shape) for layer in self.layers))
+        if not self.layers:
+            raise ModelError("cofi counts the weights of blocks, and no adapter knows a removable block of this model")
         self._rows: dict[str, list[tuple[Group, Slice]]] = {layer.name: [] for layer in self.layers}
         self._columns: dict[str, list[tuple[Group, Slice]]] = {layer.name: [] for layer in self.layers}
         self._parts: dict[str, list[str]] = {layer.name: [] for layer in self.layers}

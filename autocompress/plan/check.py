@@ -11,6 +11,9 @@ from autocompress.layers import Group, Layer, LayerTable, Slice
 from autocompress.plan.choices import INT4_GROUP, Factorize, LayerPlan, Precision, Quantize
 from autocompress.plan.plan import Plan
 
+#: Faults that a message spells out.
+MOST_FAULTS = 20
+
 
 @dataclass(frozen=True)
 class EffectiveLayer:
@@ -167,6 +170,11 @@ def _layer_faults(eff: EffectiveLayer, plan: LayerPlan) -> Iterator[str]:
         columns, (_, m) = math.prod(shape[1:]), plan.mask.n_m
         if columns % m:
             yield f"mask: pattern {plan.mask.pattern} needs a multiple of {m} inputs, but it has {columns}"
+    if plan.mask and plan.mask.pattern in ("rows", "columns") and plan.mask.sparsity:
+        count = shape[0 if plan.mask.pattern == "rows" else 1]
+        if round(plan.mask.sparsity * count) >= count:
+            yield f"mask: sparsity {plan.mask.sparsity:g} of {count} {plan.mask.pattern} leaves none"
+    yield from _second_moment_faults(layer, plan)
     if plan.quantize and layer.allows("quantize"):
         legal = legal_precisions(layer)
         if plan.quantize.precision not in legal:
@@ -177,6 +185,16 @@ def _layer_faults(eff: EffectiveLayer, plan: LayerPlan) -> Iterator[str]:
                 yield f"int4-weights need a multiple of {INT4_GROUP} features, but {width} are left"
         if layer.kind == "embedding" and (plan.quantize.rounding == "gptq" or plan.quantize.bias_correction):
             yield "gptq and bias_correction need inputs to calibrate on, and this is an embedding"
+
+
+def _second_moment_faults(layer: Layer, plan: LayerPlan) -> Iterator[str]:
+    """What needs the second moment of all inputs, which a grouped convolution does not have."""
+    if layer.groups == 1:
+        return
+    if plan.mask and plan.mask.score in ("wanda", "obs"):
+        yield f"mask: score {plan.mask.score!r} cannot be had for a convolution of {layer.groups} groups"
+    if plan.quantize and plan.quantize.rounding == "gptq":
+        yield f"quantize: gptq cannot be had for a convolution of {layer.groups} groups"
 
 
 def legal_precisions(layer: Layer) -> tuple[Precision, ...]:
@@ -205,7 +223,9 @@ def _plan_faults(plan: Plan, table: LayerTable) -> Iterator[str]:
 
 
 def check_plan(plan: Plan, table: LayerTable) -> None:
-    """Raise `PlanError` with every reason why the plan does not fit the model."""
+    """Raise `PlanError` with the reasons, up to `MOST_FAULTS` of them, why the plan does not fit the model."""
     faults = list(_plan_faults(plan, table))
     if faults:
-        raise PlanError("the plan does not fit this model:\n  " + "\n  ".join(faults))
+        more = len(faults) - MOST_FAULTS
+        shown = [*faults[:MOST_FAULTS], *([f"… and {more} more like these"] if more > 0 else [])]
+        raise PlanError("\n  ".join(["the plan does not fit this model:", *shown]))

@@ -50,7 +50,7 @@ def _structure(plan: Plan, table: LayerTable) -> Iterator[str]:
     for kind, words in (("attention", "attention"), ("feed_forward", "feed-forward")):
         count = sum(g.kind == kind for g in table.groups if g.name in removed_groups(plan, table))
         if count:
-            yield f"{words} of {count} removed"
+            yield f"{count} {words} part{'s' if count > 1 else ''} removed"
     if plan.repair == "sequential":
         yield "repaired in sequence"
 

@@ -86,6 +86,12 @@ class Plan:
             yield f"mask: covers all layers, so layer {name} cannot be factorized"
         if self.learn and (self.groups or self.mask or masked or self.init):
             yield "learn: finds groups and masks itself, so the plan can give no groups, mask or init"
+        if self.learn and self.repair != "dense":
+            yield "learn: repairs nothing, so repair must be 'dense'"
+        if self.init:
+            yield from self._beside_init()
+        if self.mask and self.distill and self.distill.lora:
+            yield "distill: lora adds to weights without zeros only, and mask leaves none"
         given = [n for n, p in self.groups.items() if p.score == "given"]
         given += [n for n in masked if self.layers[n].mask.score == "given"]  # type: ignore[union-attr]
         if given and not self.init:
@@ -95,6 +101,17 @@ class Plan:
             yield f"learn: finds whole weights, so layer {factorized} cannot be factorized"
         if self.distill and self.distill.fake_quantize:
             yield from self._unlearnable()
+
+    def _beside_init(self) -> Iterable[str]:
+        """What would be asked of weights that are already there."""
+        if self.mask or self.repair != "dense":
+            yield "init: gives the weights as they are, so mask and repair cannot be asked for beside it"
+        for name, prune in self.groups.items():
+            if prune.score != "given" and prune.keep:
+                yield f"groups: {name}: score must be 'given' beside init, but got {prune.score!r}"
+        for name, lp in self.layers.items():
+            if lp.mask and lp.mask.score != "given":
+                yield f"layers: {name}: mask: score must be 'given' beside init, but got {lp.mask.score!r}"
 
     def _unlearnable(self) -> Iterable[str]:
         """What quantization-aware training cannot go with."""

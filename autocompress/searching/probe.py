@@ -161,7 +161,7 @@ def _smallest(shop: Workshop, space: SearchSpace, precisions: tuple[PrecisionFac
     kept = [fact for fact in precisions if fact.kept and fact.ratio is not None]
     fastest: list[Precision] = [min(kept, key=lambda fact: fact.ratio or 1.0).precision] if kept else []
     plans = dict.fromkeys(
-        space.decode(space.uniform(keep=0.0, precision=precision, rank=rank, removed=space.table.blocks))
+        space.decode(space.uniform(0.0, precision, rank, removed=space.table.blocks), learn=False)
         for precision in ("fp32", *fastest)
         for rank in (0.0, 1.0)
     )
@@ -242,7 +242,7 @@ def probe_rates(shop: Workshop, space: SearchSpace) -> tuple[RateFact, ...]:
     if not steps or bounds.low == bounds.high:
         return ()
     task, table = shop.task, shop.table
-    plan = space.decode(space.uniform(keep=0.5, rank=0.5))
+    plan = space.decode(space.uniform(keep=0.5, rank=0.5), learn=False)
     model = shape(task.source, plan, table, shop.bank)
     sample = task.validation.subset(RATE_SAMPLES)
     facts = [RateFact(0.0, divergence(task.model, model, sample))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,10 @@ Batch = tuple[Inputs, Tensor]
 
 #: Batches whose samples are sorted by length together.
 LENGTH_CHUNK = 16
+
+
+#: Samples that calibrate.
+CALIBRATION = 256
 
 
 class Column(Protocol):
@@ -241,9 +246,23 @@ class Task:
         """Names of the model's inputs, in order."""
         return tuple(self.train.inputs)
 
-    def calibration(self, count: int = 256) -> Examples:
+    def calibration(self, count: int = CALIBRATION) -> Examples:
         """Training samples that calibrate ranges and Gram matrices; seeded, never validation."""
-        return self.train.subset(count, seed=1)
+        return self._calibration if count == CALIBRATION else self.train.subset(count, seed=1)
+
+    @cached_property
+    def _calibration(self) -> Examples:
+        return self.train.subset(CALIBRATION, seed=1)
+
+    @cached_property
+    def loss_key(self) -> str:
+        """What tells the loss from another in keys: its name, and what it was given beforehand."""
+        return _loss_key(self.loss)
+
+    @property
+    def training_key(self) -> str:
+        """What a training depends on beside its settings: model, data, loss, batch size."""
+        return f"{self.identity}-{self.loss_key}-{self.batch_size}"
 
     def workload_inputs(self, batch: int, sequence_length: int | None) -> Inputs:
         """Inputs of one query of the profile's workload, batch first."""
@@ -274,6 +293,16 @@ class Task:
             for column in (*inputs.values(), split.targets):
                 digest.update(column.contiguous().view(-1).numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+def _loss_key(loss: Any) -> str:
+    if isinstance(loss, functools.partial):
+        return f"{_loss_key(loss.func)}{loss.args!r}{sorted(loss.keywords.items())!r}"
+    name = getattr(loss, "__qualname__", None)
+    if name is None:
+        return repr(loss)
+    code = getattr(loss, "__code__", None)
+    return f"{loss.__module__}.{name}" + (f":{code.co_firstlineno}" if code else "")
 
 
 def logits_of(output: Any) -> Tensor:

@@ -219,3 +219,19 @@ def test_the_page_shows_the_real_file() -> None:
     assert shown == [(root / "autocompress" / "adapters" / "distilbert.py").read_text(encoding="utf-8")]
     for field in re.findall(r"`([a-z_]+)`(?=[,:])", page.split("## Writing one")[1].split("##")[0]):
         assert field in DESCRIBED[0].__dataclass_fields__
+
+
+class TransformerBlock(torch.nn.Module):
+    """A block of somebody's own, named as DistilBERT's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = torch.nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.mix(x)
+
+
+def test_a_strangers_block_of_a_known_name_has_no_groups() -> None:
+    model = torch.nn.Sequential(TransformerBlock(), TransformerBlock(), torch.nn.Linear(16, 3))
+    assert find_groups(model, {"input": torch.zeros(2, 16)}) == ()

@@ -106,3 +106,12 @@ def test_a_latency_target_needs_a_fit() -> None:
             lambda _state: "",
             teacher=TeacherCache(None, task),
         )
+
+
+def test_a_target_that_even_closed_gates_miss_is_refused_before_training() -> None:
+    task = any_task("bert")
+    fit = LatencyFit(0.5, (0.1, 0.1, 0.1, 0.2), 0.0)
+    plan = Plan(learn=Cofi(latency_ratio=0.4, steps=10**6))
+    message = r"cannot reach latency_ratio 0.4: with every gate closed it is predicted to be latency_ratio 0.5"
+    with pytest.raises(ModelError, match=message):
+        learn(task, plan, table_of(task), lambda _state: "", predict=fit)

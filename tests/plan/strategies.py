@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import strategies as st
@@ -121,6 +122,18 @@ hashes = st.text("0123456789abcdef", min_size=64, max_size=64)
 few = {"max_size": 3}
 
 
+def _score(score: str, init: str | None) -> str:
+    """With init everything is given, without it nothing is."""
+    return "given" if init else "magnitude" if score == "given" else score
+
+
+def _given(mask: Mask, init: str | None) -> Mask:
+    """The same for zeros."""
+    if init:
+        return Mask(0.5, score="given")
+    return replace(mask, score=_score(mask.score, init), sparsity=mask.sparsity)
+
+
 @st.composite
 def plans(draw: st.DrawFn) -> Plan:
     """A plan that does not contradict itself: learned, with zeros over all layers, or with each layer's own."""
@@ -128,17 +141,24 @@ def plans(draw: st.DrawFn) -> Plan:
     layers = st.builds(LayerPlan, quantize=st.none() | quantizes()) if kind != "own" else layer_plans
     chosen = draw(st.dictionaries(names, layers, **few))
     groups = {} if kind == "learned" else draw(st.dictionaries(names, prunes, **few))
-    scores = [prune.score for prune in groups.values()] + [lp.mask.score for lp in chosen.values() if lp.mask]
-    init = draw(hashes) if "given" in scores or (kind != "learned" and draw(st.booleans())) else None
+    init = draw(hashes) if kind == "own" and draw(st.booleans()) else None
+    groups = {name: replace(prune, score=_score(prune.score, init)) for name, prune in groups.items()}
+    chosen = {
+        name: replace(lp, mask=_given(lp.mask, init)) if lp.mask else lp
+        for name, lp in chosen.items()
+    }
     rounded = [lp.quantize for lp in chosen.values() if lp.quantize]
     plainly = bool(rounded) and not any(q.rounding == "gptq" or q.bias_correction for q in rounded)
+    distill = draw(st.none() | distills(plainly))
+    if kind == "global" and distill and distill.lora:
+        distill = replace(distill, lora=None)
     return Plan(
         groups,
         chosen,
-        draw(st.none() | distills(plainly)),
+        distill,
         draw(st.integers(0, 2**31)),
         GlobalMask(draw(share), draw(st.sampled_from(["magnitude", "fisher", "random"]))) if kind == "global" else None,
-        draw(st.sampled_from(["dense", "sequential"])),
+        draw(st.sampled_from(["dense", "sequential"])) if not init and kind != "learned" else "dense",
         draw(recipes) if kind == "learned" else None,
         init,
     )

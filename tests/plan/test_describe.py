@@ -102,10 +102,10 @@ def test_describe(plan, words, table):
         ({"stream/hidden": 48}, "hidden 75 %"),
         ({"first/channels": 4, "second/channels": 3}, "channels 50 %"),
         ({"first/channels": 4}, "channels 71 %"),  # 10 of 14
-        ({"f.attn": 0}, "attention of 1 removed"),
-        ({"f.attn": 0, "s.attn": 0, "s.mlp": 0}, "attention of 2 removed, feed-forward of 1 removed"),
-        ({"f.attn": 0, "s.attn/heads": 1}, "heads 50 %, attention of 1 removed"),
-        ({"f": 0, "s.mlp": 0}, "1 of 2 blocks removed (0), feed-forward of 1 removed"),
+        ({"f.attn": 0}, "1 attention part removed"),
+        ({"f.attn": 0, "s.attn": 0, "s.mlp": 0}, "2 attention parts removed, 1 feed-forward part removed"),
+        ({"f.attn": 0, "s.attn/heads": 1}, "heads 50 %, 1 attention part removed"),
+        ({"f": 0, "s.mlp": 0}, "1 of 2 blocks removed (0), 1 feed-forward part removed"),
         ({"f.attn/heads": 2, "f.mlp/neurons": 64, "stream/hidden": 32}, "heads 67 %, neurons 71 %, hidden 50 %"),
     ],
 )
