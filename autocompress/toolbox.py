@@ -21,7 +21,7 @@ from autocompress.distill import TeacherCache
 from autocompress.environment import environment
 from autocompress.errors import ConfigError, ModelError, PlanError
 from autocompress.export.export import to_arrays
-from autocompress.hardware import HardwareProfile, check_precisions, cores, load_profile
+from autocompress.hardware import HardwareProfile, check_precisions, load_profile
 from autocompress.layers import LayerTable
 from autocompress.measure.latency import Bench
 from autocompress.pipeline import Built, Workshop, build_into, score_artifact
@@ -119,7 +119,6 @@ def compress(
     check_plan(wanted, table)
     check_precisions(wanted, table, profile)
     _settle(root)
-    torch.set_num_threads(cores())
     np.savez(root / "inputs.npz", **to_arrays(workload))  # type: ignore[arg-type]
     with Bench(profile, root / "inputs.npz", root / "dense" / "model.onnx") as bench:
         shop = Workshop(

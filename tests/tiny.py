@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from autocompress.compressing.bank import Bank
 from autocompress.hardware import HardwareProfile
 from autocompress.layers import Group, LayerTable
-from autocompress.plan import Factorize, LayerPlan, Plan, Prune, Quantize
+from autocompress.plan import Factorize, LayerPlan, Mask, Plan, Prune, Quantize
 from autocompress.survey import survey
 from autocompress.tasks.task import Examples, Metric, Task
 from autocompress.weights import matrix_of, weight_of
@@ -324,6 +324,11 @@ class Chooser:
 
     def mean_output(self, module: str, _width: int) -> Tensor:
         return self._seen(module)[1].mean(0)
+
+    def operated(self, weight: Tensor, gram: Tensor, mask: Mask) -> Tensor:
+        from autocompress.compressing.surgeon import surgeon
+
+        return surgeon(weight, gram, mask.sparsity, mask.n_m)
 
     def factors(self, weight: Tensor, gram: Tensor, settings: Factorize) -> tuple[Tensor, Tensor]:
         from autocompress.compressing.factorize import factors

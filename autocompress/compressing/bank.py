@@ -24,9 +24,10 @@ from autocompress.compressing.menu import Option, OptionError, option_error, opt
 from autocompress.compressing.passes import Passes
 from autocompress.compressing.sequential import repair_in_sequence
 from autocompress.compressing.store import Store, Tensors, digest_all
+from autocompress.compressing.surgeon import surgeon
 from autocompress.errors import ModelError, PlanError
 from autocompress.layers import Group, LayerTable
-from autocompress.plan import Factorize, Plan, Prune
+from autocompress.plan import Factorize, Mask, Plan, Prune
 from autocompress.tasks.task import Task
 from autocompress.weights import matrix_of, tied_weights, weight_of, window_of
 
@@ -119,6 +120,16 @@ class Bank:
         """Two factors of a weight, from a decomposition that is stored for all ranks; see `factorize.factors`."""
         with one_thread():
             return factors_at(self._decomposed(weight, gram, settings), settings.rank, weight.dtype)
+
+    def operated(self, weight: Tensor, gram: Tensor, mask: Mask) -> Tensor:
+        """A matrix with the zeros of a mask of score "obs", stored; see `surgeon.surgeon`."""
+
+        def compute() -> Tensors:
+            with one_thread():
+                return {VALUE: surgeon(weight, gram, mask.sparsity, mask.n_m)}
+
+        settings = {"sparsity": mask.sparsity, "n_m": mask.n_m}
+        return self.store.of("surgeon", settings, {"weight": weight, "gram": gram}, compute)[VALUE]
 
     def fisher(self, layer: str) -> Tensor:
         """Mean squared gradient of each weight, shaped like the layer's matrix."""

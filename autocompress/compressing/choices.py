@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from autocompress.compressing.factorize import zero_factors
 from autocompress.layers import Group
-from autocompress.plan import Factorize, Plan, Prune
+from autocompress.plan import Factorize, Mask, Plan, Prune
 from autocompress.weights import matrix_of
 
 
@@ -35,6 +35,10 @@ class Choices(Protocol):
 
     def factors(self, weight: Tensor, gram: Tensor, settings: Factorize) -> tuple[Tensor, Tensor]:
         """Two factors of a weight; see `factorize.factors`."""
+        ...
+
+    def operated(self, weight: Tensor, gram: Tensor, mask: Mask) -> Tensor:
+        """A matrix with the zeros of a mask of score "obs"; see `surgeon.surgeon`."""
         ...
 
     def fisher(self, layer: str) -> Tensor:
@@ -71,6 +75,10 @@ class FirstOnes:
     def factors(self, weight: Tensor, _gram: Tensor, settings: Factorize) -> tuple[Tensor, Tensor]:
         """Zeros of the factors' shapes."""
         return zero_factors(weight, settings)
+
+    def operated(self, weight: Tensor, _gram: Tensor, _mask: Mask) -> Tensor:
+        """The weight as it is."""
+        return weight
 
     def fisher(self, layer: str) -> Tensor:
         """Zeros."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from autocompress.compressing.choices import Choices, Kept
 from autocompress.compressing.surgeon import surgeon
-from autocompress.errors import ModelError, PlanError
+from autocompress.errors import ModelError
 from autocompress.layers import LayerTable
 from autocompress.plan import GlobalMask, Mask, Plan
 from autocompress.plan.check import removed_layers
@@ -133,12 +133,10 @@ def maskable(plan: Plan, table: LayerTable) -> list[str]:
 def apply_masks(model: nn.Module, plan: Plan, table: LayerTable, choices: Choices, kept: Kept) -> None:
     """Set the zeros that the plan asks for; edits the model, which is shaped already.
 
-    Biases stay, as in `torch.nn.utils.prune`. Zeros that are "given" come with the plan's init. A layer without second
-    moment (its weights are loaded afterwards) is left as it is where the score needs one.
+    Biases stay, as in `torch.nn.utils.prune`. Zeros that are "given" come with the plan's init.
 
     Raises:
         ModelError: a weight is NaN or infinite.
-        PlanError: a grouped convolution, which has no second moment of its inputs, is to be judged by them.
     """
     if plan.mask:
         _mask_all(model, plan.mask, maskable(plan, table), plan.seed, choices, kept)
@@ -159,14 +157,10 @@ def _mask_layer(module: nn.Module, name: str, mask: Mask, seed: int, known: tupl
     weight = _finite_weight(module, name)
     gram = fisher = None
     if mask.score in ("wanda", "obs"):
-        if isinstance(module, nn.Conv2d) and module.groups > 1:
-            raise PlanError(
-                f"layers: {name}: mask: score {mask.score!r} needs the second moment of all inputs, and this "
-                f"convolution has {module.groups} groups; use 'magnitude', 'fisher' or 'random'"
-            )
         gram = kept.gram(choices.gram(name), name)
-        if not gram.numel():
-            return
+    if mask.score == "obs" and gram is not None:
+        _write(module, choices.operated(matrix_of(module), gram, mask).reshape(weight.shape))
+        return
     if mask.score == "fisher":
         fisher = kept.part(choices.fisher(name), name)
     _write(module, masked(weight, mask, gram, fisher, seed_of(seed, name)))
