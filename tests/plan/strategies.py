@@ -143,10 +143,7 @@ def plans(draw: st.DrawFn) -> Plan:
     groups = {} if kind == "learned" else draw(st.dictionaries(names, prunes, **few))
     init = draw(hashes) if kind == "own" and draw(st.booleans()) else None
     groups = {name: replace(prune, score=_score(prune.score, init)) for name, prune in groups.items()}
-    chosen = {
-        name: replace(lp, mask=_given(lp.mask, init)) if lp.mask else lp
-        for name, lp in chosen.items()
-    }
+    chosen = {name: replace(lp, mask=_given(lp.mask, init)) if lp.mask else lp for name, lp in chosen.items()}
     rounded = [lp.quantize for lp in chosen.values() if lp.quantize]
     plainly = bool(rounded) and not any(q.rounding == "gptq" or q.bias_correction for q in rounded)
     distill = draw(st.none() | distills(plainly))
