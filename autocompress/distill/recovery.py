@@ -120,7 +120,8 @@ class _Course:
             if settings.soft_weight > 0 and settings.peers > 1:
                 terms["soft"] = mutual_loss(own, answers[:i] + answers[i + 1 :], settings, mask)
             elif settings.soft_weight > 0:
-                terms["soft"] = settled_soft_loss(own, prediction or self.teacher.prediction(rows), settings, mask)
+                its = prediction or self.teacher.prediction(rows, inputs)
+                terms["soft"] = settled_soft_loss(own, its, settings, mask)
             if learner.terms and learner.states and self.seen:
                 terms.update(learner.terms(learner.states, self.seen, inputs))
             lessons.append(terms)

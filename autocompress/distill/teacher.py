@@ -49,9 +49,10 @@ class TeacherCache:
         self._cut = False
         self._fresh = 0
 
-    def prediction(self, rows: NDArray[np.int64]) -> Prediction:
-        """What the teacher answers to some training samples, batched as `Examples.batch` does."""
-        inputs, _targets = self.task.train.batch(rows)
+    def prediction(self, rows: NDArray[np.int64], inputs: Inputs | None = None) -> Prediction:
+        """What the teacher answers to some training samples, batched as `Examples.batch` does; `inputs` if at hand."""
+        if inputs is None:
+            inputs = self.task.train.batch(rows)[0]
         if self._stored is not None:
             stored, self._stored = self._stored, None
             self._values = stored if self._is_ours(stored) else None

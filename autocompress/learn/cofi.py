@@ -186,7 +186,7 @@ class _Course:
         """The distillation loss of one batch."""
         inputs, targets = self.task.train.batch(rows)
         logits = logits_of(self.model(**inputs))
-        prediction = Prediction(self.teacher.ask(inputs)) if its else self.teacher.prediction(rows)
+        prediction = Prediction(self.teacher.ask(inputs)) if its else self.teacher.prediction(rows, inputs)
         mask = token_mask(inputs, logits)
         loss = distillation_loss(logits, prediction, targets, self.settings, self.task.loss, mask=mask)
         if self.terms is None or own is None or its is None:

@@ -366,7 +366,7 @@ def _cell_text(left: EffectiveLayer) -> str:
 
     before = shape(left.layer.weight_shape)
     if left.removed:
-        return f"<b>{escape(left.layer.name)}</b><br>removed with its block<br>was {before}"
+        return f"<b>{escape(left.layer.name)}</b><br>removed with its part<br>was {before}"
     after = f" → {shape(left.shape)}" if left.shape != left.layer.weight_shape else ""
     lines = [f"{left.layer.kind} {before}{after}"]
     lines.append(f"rank {left.rank}" if left.rank is not None else "full rank")

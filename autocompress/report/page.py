@@ -94,7 +94,7 @@ def _body(view: RunView) -> Iterator[str]:
             '<p class="note" id="layers-of"></p><div class="scroll"><div id="layers" class="figure"'
             f' style="min-width:{_layers_width(view)}px"></div></div>',
             "Darker is compressed more: weights kept by structure removal in % of the layer, bits of each weight, rank "
-            "in % of the full rank (no number: not factorized). A cross marks a layer that is removed with its block.",
+            "in % of the full rank (no number: not factorized). A cross marks a layer that is gone with what holds it.",
         )
     if view.trials:
         yield f'<div class="pair">{_progress_section(view)}{_seconds_section(view)}</div>'

@@ -38,7 +38,7 @@ def test_layers_of_a_removed_block(tiny_view: RunView) -> None:
         labels=("0 · fc", "1 · fc"),
         breaks=(1,),
         cells=(
-            figures.LayerCell(0.0, 32, 100.0, True, "<b>net.0.fc</b><br>removed with its block<br>was 8 × 4"),
+            figures.LayerCell(0.0, 32, 100.0, True, "<b>net.0.fc</b><br>removed with its part<br>was 8 × 4"),
             figures.LayerCell(
                 100.0, 32, 100.0, False, "<b>net.1.fc</b><br>linear 8 × 8<br>full rank<br>fp32<br>64 of 64 weights"
             ),
