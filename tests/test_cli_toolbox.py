@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 KEYS = {
-    "quality_before", "quality_after", "size_bytes_before", "size_bytes_after", "layers_changed", "artifact", "reloaded",
+    "quality_before", "quality_after", "size_bytes_before", "size_bytes_after",
+    "layers_changed", "artifact", "reloaded",
 }  # fmt: skip
 
 
