@@ -138,6 +138,8 @@ def compress(
     console = wide_console()
     console.print(f"{result.what}\n", soft_wrap=True, markup=False)
     console.print(compressed_table(result))
+    for warning in result.latency.warnings if result.latency else ():
+        console.print(f"  {warning}", soft_wrap=True, markup=False)
     if result.survivors:
         console.print()
         console.print(survivors_table(result.survivors))

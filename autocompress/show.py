@@ -171,6 +171,8 @@ def compressed_table(result: Compressed) -> Table:
     if result.latency:
         dense = result.latency.latency_s / result.latency.ratio * 1e3
         table.add_row("latency", f"{dense:.3g} ms", f"{result.latency.latency_s * 1e3:.3g} ms")
+        low, high = result.latency.ratio_low, result.latency.ratio_high
+        table.add_row("ratio, same runtime", "1", f"{result.latency.ratio:.3f} ({low:.3f} to {high:.3f})")
     table.add_row("layers changed", "", str(len(result.layers_changed)))
     table.add_row("reloads the same", "", "yes" if result.reloaded else "NO")
     return table
