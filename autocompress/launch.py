@@ -17,8 +17,6 @@ import torch
 import yaml
 
 from autocompress.budgets import Budgets, parse_bytes, parse_seconds
-from autocompress.compressing.bank import Bank
-from autocompress.distill import TeacherCache
 from autocompress.environment import environment
 from autocompress.errors import ConfigError, RunMismatchError, StorageError
 from autocompress.export.export import to_arrays
@@ -26,7 +24,7 @@ from autocompress.front import Front, front_entries
 from autocompress.hardware import HardwareProfile, cores, load_profile
 from autocompress.layers import LayerTable
 from autocompress.measure.latency import Bench
-from autocompress.pipeline import Workshop, artifact_folder, build
+from autocompress.pipeline import Workshop, artifact_folder, build, open_workshop
 from autocompress.plan import Plan
 from autocompress.records import read_trials, storage_errors, write_atomic, write_json
 from autocompress.rules import SpaceRules, load_space
@@ -126,15 +124,7 @@ def search(
             return run
         torch.set_num_threads(cores())
         with Bench(profile, root / "inputs.npz", artifact_folder(root, Plan()) / "model.onnx") as bench:
-            shop = Workshop(
-                root,
-                task,
-                table,
-                profile,
-                Bank(root / "bank", task, table, limit),
-                TeacherCache(root / "teacher" / f"logits-{task.identity}.npy", task),
-                bench,
-            )
+            shop = open_workshop(root, task, table, profile, bench, bank_limit=limit)
             _search(shop, full_space, budgets, asked, seconds, max_trials, state, watcher)
     run = Run(root)
     run.report()

@@ -69,6 +69,14 @@ class Workshop:
         return artifact_folder(self.root, plan, rung)
 
 
+def open_workshop(
+    root: Path, task: Task, table: LayerTable, profile: HardwareProfile, bench: Bench, *, bank_limit: int | None = None
+) -> Workshop:
+    """A workshop whose bank and teacher are kept below `root`."""
+    teacher = TeacherCache(root / "teacher" / f"logits-{task.identity}.npy", task)
+    return Workshop(root, task, table, profile, Bank(root / "bank", task, table, bank_limit), teacher, bench)
+
+
 def artifact_folder(root: Path, plan: Plan, rung: int = 0) -> Path:
     """Where the files of a plan lie in a run folder."""
     return root / "artifacts" / f"{plan.fingerprint}-r{rung}"
@@ -175,21 +183,20 @@ def build_into(
 
 def learned(plan: Plan, shop: Workshop) -> Plan:
     """The plan that a recipe comes to; learned once per recipe, model, data and seed, and kept in the bank."""
-    question = Plan(learn=plan.learn, seed=plan.seed).fingerprint
-    key = hashlib.sha256(shop.task.training_key.encode())
-    if isinstance(plan.learn, Cofi) and plan.learn.latency_ratio:
-        key.update(_fit_key(shop).encode())
-    path = shop.bank.folder / f"learned-{question}-{key.hexdigest()[:16]}.json"
-    if not _is_learned(path, shop):
-        asked = Plan(learn=plan.learn, seed=plan.seed)
-        predict = latency_fit(shop) if isinstance(plan.learn, Cofi) and plan.learn.latency_ratio else None
+    asked = Plan(learn=plan.learn, seed=plan.seed)
+    aims_at_latency = isinstance(plan.learn, Cofi) and plan.learn.latency_ratio is not None
+    depends = shop.task.training_key + (_fit_key(shop) if aims_at_latency else "")
+    path = shop.bank.folder / f"learned-{asked.fingerprint}-{hashlib.sha256(depends.encode()).hexdigest()[:16]}.json"
+    answer = _remembered(path, shop)
+    if answer is None:
+        predict = latency_fit(shop) if aims_at_latency else None
         try:
             found = learn(shop.task, asked, shop.table, shop.bank.put_weights, teacher=shop.teacher, predict=predict)
         except ModelError as fault:  # told to every candidate that asks for it, and not tried again
             write_json(path, {"error": str(fault)})
             raise
         write_json(path, {"plan": found.plan.to_json(), "history": list(found.history)})
-    answer = plan_from_json(json.loads(path.read_text())["plan"], str(path))
+        answer = found.plan
     layers = dict(answer.layers)
     for left in effective_layers(answer, shop.table):
         name = left.layer.name
@@ -198,14 +205,14 @@ def learned(plan: Plan, shop: Workshop) -> Plan:
     return replace(answer, layers=layers, distill=plan.distill)
 
 
-def _is_learned(path: Path, shop: Workshop) -> bool:
-    """Whether an answer is there with its weights; raises again what went wrong when it was asked for."""
+def _remembered(path: Path, shop: Workshop) -> Plan | None:
+    """What was learned before, if its weights are there; raises again what went wrong then."""
     if not path.is_file():
-        return False
+        return None
     answer = json.loads(path.read_text())
     if "error" in answer:
         raise ModelError(answer["error"])
-    return shop.bank.holds_weights(answer["plan"]["init"])
+    return plan_from_json(answer["plan"], str(path)) if shop.bank.holds_weights(answer["plan"]["init"]) else None
 
 
 def _fitting(quantize: Quantize | None, left: EffectiveLayer) -> Quantize | None:
@@ -245,7 +252,7 @@ def shaped(plan: Plan, shop: Workshop) -> nn.Module:
     if plan.init:
         return restore(source, plan, table, shop.bank.weights(plan.init))
     model = shape(source, plan, table, shop.bank)
-    if plan != Plan():
+    if plan.groups or plan.mask or any(lp.mask or lp.factorize for lp in plan.layers.values()):
         refresh_batchnorm(model, shop.task.calibration())
     return model
 

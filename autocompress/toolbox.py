@@ -15,16 +15,14 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from autocompress.compressing.bank import Bank
 from autocompress.compressing.shape import restore
-from autocompress.distill import TeacherCache
 from autocompress.environment import environment
 from autocompress.errors import ConfigError, ModelError, PlanError
 from autocompress.export.export import to_arrays
 from autocompress.hardware import HardwareProfile, check_precisions, load_profile
 from autocompress.layers import LayerTable
 from autocompress.measure.latency import Bench
-from autocompress.pipeline import Built, Workshop, build_into, score_artifact
+from autocompress.pipeline import Built, Workshop, build_into, open_workshop, score_artifact
 from autocompress.plan import Plan, check_plan, describe, plan_from_json
 from autocompress.records import Latency, write_atomic, write_json
 from autocompress.report.survivors import SurvivorsInfo, draw_survivors, survivors_info
@@ -121,15 +119,7 @@ def compress(
     _settle(root)
     np.savez(root / "inputs.npz", **to_arrays(workload))  # type: ignore[arg-type]
     with Bench(profile, root / "inputs.npz", root / "dense" / "model.onnx") as bench:
-        shop = Workshop(
-            root,
-            task,
-            table,
-            profile,
-            Bank(root / "bank", task, table, bank_limit),
-            TeacherCache(root / "teacher" / f"logits-{task.identity}.npy", task),
-            bench,
-        )
+        shop = open_workshop(root, task, table, profile, bench, bank_limit=bank_limit)
         dense = build_into(root / "dense", Plan(), _dense_shop(shop), keep_weights=False)
         built = build_into(root, wanted, shop)
         latency = bench.measure(root / built.artifact.path) if measure else None
@@ -188,7 +178,7 @@ def _settle(root: Path) -> None:
 
 def _dense_shop(shop: Workshop) -> Workshop:
     """The same workshop for the dense model, also where a student is compressed in its place."""
-    return replace(shop, task=replace(shop.task, student=None))
+    return shop if shop.task.student is None else replace(shop, task=replace(shop.task, student=None))
 
 
 def check_student(task: Task) -> None:

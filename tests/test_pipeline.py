@@ -30,12 +30,14 @@ from autocompress.pipeline import (
     measure_again,
     save_weights,
     score_artifact,
+    shaped,
 )
 from autocompress.plan import (
     Cofi,
     Distill,
     Factorize,
     LayerPlan,
+    Mask,
     Plan,
     Prune,
     Quantize,
@@ -44,10 +46,11 @@ from autocompress.plan import (
 )
 from autocompress.plan.check import removed_layers
 from autocompress.records import Trial, storage_errors, trial_from_json
-from autocompress.tasks.task import Metric
-from tests.tiny import bank_of, bert, mlp, profile_of, run, task_of
+from autocompress.tasks.task import Metric, Task
+from tests.tiny import bank_of, bert, mlp, profile_of, run, task_of, tensors
 
 BLOCK = "bert.encoder.layer.0"
+SPLITS = ("train", "validation", "test")
 STAGES = {"compress", "quantize", "export", "measure", "score"}
 EVERYTHING = Plan(
     groups={f"{BLOCK}.attention/heads": Prune(2), f"{BLOCK}.intermediate.dense/neurons": Prune(24)},
@@ -254,3 +257,30 @@ def test_a_latency_target_is_fitted_on_this_profile(shop: Workshop) -> None:
     assert fit.base >= 0
     assert len(list(shop.bank.folder.glob("latency-fit-*.json"))) == 1
     assert latency_fit(shop) == fit
+
+
+class Normed(torch.nn.Module):
+    """A convolution, a batch norm with statistics of its own, and a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(1, 8, 3)
+        self.norm = torch.nn.BatchNorm2d(8)
+        self.head = torch.nn.Linear(8, 3)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(self.conv(pixel_values)).relu().mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("layer_plan", "renewed"),
+    [(LayerPlan(quantize=Quantize("int8")), False), (LayerPlan(mask=Mask(0.5)), True), (LayerPlan(Factorize(4)), True)],
+    ids=["bits", "zeros", "rank"],
+)
+def test_batch_norms_are_renewed_only_where_float_weights_changed(
+    shop: Workshop, tmp_path: Path, layer_plan: LayerPlan, renewed: bool
+) -> None:
+    task = Task("normed", Normed(), **{name: tensors("pixel_values", (1, 8, 8), 64, 0) for name in SPLITS})
+    bank = bank_of(task, tmp_path)
+    model = shaped(Plan(layers={"conv": layer_plan}), replace(shop, task=task, table=bank.table, bank=bank))
+    assert torch.equal(model.norm.running_mean, torch.zeros(8)) is not renewed
