@@ -19,6 +19,11 @@ app = typer.Typer(
 )
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")]
+TASKS = "digits, text-classification, image-classification, causal-lm or my.py:make_task"
+Model = Annotated[str | None, typer.Option(help="Hugging Face folder or hub id")]
+Data = Annotated[str | None, typer.Option(help="folder, csv / json / parquet / txt file, or hub name")]
+Column = Annotated[str | None, typer.Option()]
+BankLimit = Annotated[str | None, typer.Option(help="disk for intermediate results, such as 2GB")]
 MaxLatency = Annotated[str | None, typer.Option(help="such as 5ms")]
 MinSpeedup = Annotated[str | None, typer.Option(help="such as 2x, against the fastest dense fp32 setting")]
 MaxDrop = Annotated[str | None, typer.Option(help="such as 1pt (points) or 1% (relative), on validation")]
@@ -27,15 +32,12 @@ MaxDrop = Annotated[str | None, typer.Option(help="such as 1pt (points) or 1% (r
 @app.command()
 def search(
     experiment: Annotated[Path | None, typer.Argument(help="an experiment.yaml; flags go before its settings")] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(help="digits, text-classification, image-classification, causal-lm or my.py:make_task"),
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="Hugging Face folder or hub id")] = None,
-    data: Annotated[str | None, typer.Option(help="folder, csv / json / parquet / txt file, or hub name")] = None,
-    text_column: Annotated[str | None, typer.Option()] = None,
-    image_column: Annotated[str | None, typer.Option()] = None,
-    label_column: Annotated[str | None, typer.Option()] = None,
+    task: Annotated[str | None, typer.Option(help=TASKS)] = None,
+    model: Model = None,
+    data: Data = None,
+    text_column: Column = None,
+    image_column: Column = None,
+    label_column: Column = None,
     space: Annotated[str | None, typer.Option(help="a shipped search space or a .yaml file")] = None,
     hardware: Annotated[str | None, typer.Option(help="a shipped hardware profile or a .yaml file [cpu]")] = None,
     budget: Annotated[str | None, typer.Option(help="wall-clock, such as 90s, 30m or 2h [30m]")] = None,
@@ -46,7 +48,7 @@ def search(
     sampler: Annotated[str | None, typer.Option(help="auto, tpe, nsga2 or random [auto]")] = None,
     seed: Annotated[int | None, typer.Option()] = None,
     max_trials: Annotated[int | None, typer.Option(help="candidates to evaluate at most")] = None,
-    bank_limit: Annotated[str | None, typer.Option(help="disk for intermediate results, such as 2GB")] = None,
+    bank_limit: BankLimit = None,
 ) -> None:
     """Search; the same command again resumes."""
     flags = dict(locals())
@@ -104,17 +106,15 @@ def _print_front(run: Any) -> None:
 def compress(
     plan: Annotated[Path, typer.Option(help="a plan.json; names in it may be patterns such as *.mlp.fc1")],
     out: Annotated[Path, typer.Option(help="folder for the model")],
-    task: Annotated[
-        str, typer.Option(help="digits, text-classification, image-classification, causal-lm or my.py:make_task")
-    ],
-    model: Annotated[str | None, typer.Option(help="Hugging Face folder or hub id")] = None,
-    data: Annotated[str | None, typer.Option(help="folder, csv / json / parquet / txt file, or hub name")] = None,
-    text_column: Annotated[str | None, typer.Option()] = None,
-    image_column: Annotated[str | None, typer.Option()] = None,
-    label_column: Annotated[str | None, typer.Option()] = None,
+    task: Annotated[str, typer.Option(help=TASKS)],
+    model: Model = None,
+    data: Data = None,
+    text_column: Column = None,
+    image_column: Column = None,
+    label_column: Column = None,
     student: Annotated[str | None, typer.Option(help="a smaller network to compress and teach in place of it")] = None,
     hardware: Annotated[str, typer.Option(help="a shipped hardware profile or a .yaml file")] = "cpu",
-    bank_limit: Annotated[str | None, typer.Option(help="disk for intermediate results, such as 2GB")] = None,
+    bank_limit: BankLimit = None,
     measure: Annotated[bool, typer.Option("--measure", help="time the file against the dense one, too")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="one object on stdout")] = False,
 ) -> None:

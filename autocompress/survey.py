@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from autocompress.adapters import find_groups, find_norms
 from autocompress.errors import ModelError
@@ -67,6 +68,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+@contextlib.contextmanager
+def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Inside, hooks are in place; they are made one by one, so that none is left where making the next one fails."""
+    made: list[RemovableHandle] = []
+    try:
+        made.extend(handles)
+        yield
+    finally:
+        for handle in made:
+            handle.remove()
+
+
 def _layer(
     name: str, module: nn.Module, groups: tuple[Group, ...], macs: Mapping[str, int], shared: Mapping[str, str]
 ) -> Layer:
@@ -119,16 +132,13 @@ def _count_macs(
 
         return module.register_forward_hook(hook)
 
-    handles = [watch(name, module) for name, module in modules.items()]
+    handles = (watch(name, module) for name, module in modules.items())
     try:
-        with evaluating(model), torch.inference_mode():
+        with hooked(handles), evaluating(model), torch.inference_mode():
             model(**example_inputs)
     except Exception as fault:  # the model is the user's: whatever it raises
         raise ModelError(
             f"{type(model).__name__} cannot be called with the inputs {', '.join(example_inputs)} as keywords: "
             f"{type(fault).__name__}: {fault}"
         ) from fault
-    finally:
-        for handle in handles:
-            handle.remove()
     return dict(counts)

@@ -19,12 +19,11 @@ from autocompress.compressing.building import Crew, Say
 from autocompress.compressing.choices import Kept
 from autocompress.compressing.factorize import Decomposition, factors_at
 from autocompress.compressing.jobs import VALUE, Job, decomposition_job, input_key, one_thread, run_job
-from autocompress.compressing.mask import seed_of
+from autocompress.compressing.mask import masked, seed_of
 from autocompress.compressing.menu import Option, OptionError, option_error, options_of
 from autocompress.compressing.passes import Passes
 from autocompress.compressing.sequential import repair_in_sequence
 from autocompress.compressing.store import Store, Tensors, digest_all
-from autocompress.compressing.surgeon import surgeon
 from autocompress.errors import ModelError, PlanError
 from autocompress.layers import Group, LayerTable
 from autocompress.plan import Factorize, Mask, Plan, Prune
@@ -122,11 +121,11 @@ class Bank:
             return factors_at(self._decomposed(weight, gram, settings), settings.rank, weight.dtype)
 
     def operated(self, weight: Tensor, gram: Tensor, mask: Mask) -> Tensor:
-        """A matrix with the zeros of a mask of score "obs", stored; see `surgeon.surgeon`."""
+        """A matrix with the zeros of a mask of score "obs", stored; see `mask.masked`."""
 
         def compute() -> Tensors:
             with one_thread():
-                return {VALUE: surgeon(weight, gram, mask.sparsity, mask.n_m)}
+                return {VALUE: masked(weight, mask, gram, None, 0)}
 
         settings = {"sparsity": mask.sparsity, "n_m": mask.n_m}
         return self.store.of("surgeon", settings, {"weight": weight, "gram": gram}, compute)[VALUE]

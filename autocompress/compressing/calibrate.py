@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from autocompress.errors import DataError
-from autocompress.survey import evaluating
+from autocompress.survey import evaluating, hooked
 from autocompress.tasks.task import Examples
 
 #: Share of the values that percentile calibration leaves out at either end.
@@ -34,7 +34,7 @@ def watch_inputs(
 
     _run(
         model,
-        [model.get_submodule(name).register_forward_pre_hook(hook_for(name)) for name in names],
+        (model.get_submodule(name).register_forward_pre_hook(hook_for(name)) for name in names),
         examples,
         batch_size,
     )
@@ -52,19 +52,15 @@ def watch_outputs(
         return hook
 
     _run(
-        model, [model.get_submodule(name).register_forward_hook(hook_for(name)) for name in names], examples, batch_size
+        model, (model.get_submodule(name).register_forward_hook(hook_for(name)) for name in names), examples, batch_size
     )
 
 
-def _run(model: nn.Module, handles: list[RemovableHandle], examples: Examples, batch_size: int) -> None:
+def _run(model: nn.Module, handles: Iterable[RemovableHandle], examples: Examples, batch_size: int) -> None:
     """All examples once, in evaluation mode; the hooks are gone afterwards."""
-    try:
-        with evaluating(model), torch.inference_mode():
-            for _rows, inputs, _targets in examples.batches(batch_size):
-                model(**inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), evaluating(model), torch.inference_mode():
+        for _rows, inputs, _targets in examples.batches(batch_size):
+            model(**inputs)
 
 
 #: Patches of a convolution's input that are taken of one batch.
@@ -111,14 +107,20 @@ def _has_gram(module: nn.Module) -> bool:
     return not isinstance(module, nn.Embedding) and not (isinstance(module, nn.Conv2d) and module.groups > 1)
 
 
+def unfolded(module: nn.Conv2d, images: Tensor) -> Tensor:
+    """What each output position of a convolution reads, all groups side by side: ``(n, positions, channels·kh·kw)``."""
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    padded = nn.functional.pad(images, module._reversed_padding_repeated_twice, mode)
+    columns: Tensor = nn.functional.unfold(padded, module.kernel_size, module.dilation, stride=module.stride)
+    return columns.transpose(1, 2)
+
+
 def patches_of(module: nn.Conv2d, value: Tensor, draw: torch.Generator) -> Tensor:
     """Patches of a batch ``(n, in, height, width)`` in the order of the weight's columns, ``(patches, in·kh·kw)``."""
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     share = max(1, MOST_PATCHES // len(value))
     found = []
     for image in value:  # one by one, so that only one image is unfolded at a time
-        padded = nn.functional.pad(image[None], module._reversed_padding_repeated_twice, mode)
-        patches = nn.functional.unfold(padded, module.kernel_size, module.dilation, stride=module.stride)[0].T
+        patches = unfolded(module, image[None])[0]
         if len(patches) > share:
             patches = patches[torch.randperm(len(patches), generator=draw)[:share]]
         found.append(patches)

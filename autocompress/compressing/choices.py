@@ -38,7 +38,7 @@ class Choices(Protocol):
         ...
 
     def operated(self, weight: Tensor, gram: Tensor, mask: Mask) -> Tensor:
-        """A matrix with the zeros of a mask of score "obs"; see `surgeon.surgeon`."""
+        """A matrix with the zeros of a mask of score "obs"; see `mask.masked`."""
         ...
 
     def fisher(self, layer: str) -> Tensor:

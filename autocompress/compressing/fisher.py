@@ -6,17 +6,17 @@ gradient of what comes out. Nothing of the model is changed.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from autocompress.compressing.calibrate import unfolded
 from autocompress.compressing.prune import structure_columns
 from autocompress.errors import ModelError
 from autocompress.layers import Group
-from autocompress.survey import evaluating
+from autocompress.survey import evaluating, hooked
 from autocompress.tasks.task import Examples, Task, logits_of
 from autocompress.weights import matrix_of
 
@@ -106,7 +106,7 @@ def _each_batch(
     with evaluating(model), torch.enable_grad():
         for _rows, inputs, targets in examples.batches(BATCH):
             calls: Calls = []
-            with _hooked(watch(name, module, calls) for name, module in modules.items()):
+            with hooked(watch(name, module, calls) for name, module in modules.items()):
                 logits = logits_of(model(**inputs))
             losses = [task.loss(logits[i : i + 1], targets[i : i + 1]) for i in range(len(targets))]
             loss = torch.stack(losses).sum()
@@ -120,17 +120,6 @@ def _each_batch(
                     found.setdefault(name, []).append((value, gradient))
             with torch.no_grad():
                 see(len(targets), found)
-
-
-@contextlib.contextmanager
-def _hooked(handles: Iterable[Any]) -> Iterator[None]:
-    made: list[Any] = []
-    try:
-        made.extend(handles)
-        yield
-    finally:
-        for handle in made:
-            handle.remove()
 
 
 def _differentiable(value: Tensor) -> Tensor:
@@ -170,9 +159,7 @@ def _patches(module: nn.Module, inputs: Tensor, outputs: Tensor, count: int, nam
     """Inputs and output gradients as ``(samples, positions, groups, features)``; a convolution's inputs unfolded."""
     if not isinstance(module, nn.Conv2d):
         return _by_sample(inputs, count, name)[:, :, None], _by_sample(outputs, count, name)[:, :, None]
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    padded = nn.functional.pad(inputs, module._reversed_padding_repeated_twice, mode=mode)
-    columns = nn.functional.unfold(padded, module.kernel_size, module.dilation, 0, module.stride).transpose(1, 2)
+    columns = unfolded(module, inputs)
     gradients = outputs.flatten(2).transpose(1, 2)
     shape = (count, columns.shape[1], module.groups, -1)
     return columns.reshape(shape), gradients.reshape(shape)

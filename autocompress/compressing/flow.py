@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from autocompress.survey import evaluating
+from autocompress.survey import evaluating, hooked
 from autocompress.tasks.task import Examples
 
 Norm = nn.BatchNorm2d
@@ -42,18 +42,12 @@ def flow_of(model: nn.Module, convolutions: Iterable[str], layers: Iterable[str]
     """
     record = _Record()
     names = {*convolutions, *layers, *(name for name, module in model.named_modules() if isinstance(module, Norm))}
-    handles = []
-    for name in names:
-        module = model.get_submodule(name)
-        handles.append(module.register_forward_pre_hook(record.entering(name)))
-        handles.append(module.register_forward_hook(record.leaving(name)))
-    try:
-        # versions of tensors, which tell what is changed in place, are not counted in inference mode
-        with evaluating(model), torch.inference_mode(False), torch.no_grad(), record:
-            model(**examples.batch(range(min(2, len(examples))))[0])
-    finally:
-        for handle in handles:
-            handle.remove()
+    modules = {name: model.get_submodule(name) for name in names}
+    before = (module.register_forward_pre_hook(record.entering(name)) for name, module in modules.items())
+    after = (module.register_forward_hook(record.leaving(name)) for name, module in modules.items())
+    # versions of tensors, which tell what is changed in place, are not counted in inference mode
+    with hooked(before), hooked(after), evaluating(model), torch.inference_mode(False), torch.no_grad(), record:
+        model(**examples.batch(range(min(2, len(examples))))[0])
     return _read_off(record, model, list(convolutions), list(layers))
 
 

@@ -86,7 +86,7 @@ def seed_of(seed: int, layer: str) -> int:
 
 
 def masked(weight: Tensor, mask: Mask, gram: Tensor | None, fisher: Tensor | None, seed: int) -> Tensor:
-    """A weight with the zeros that a mask asks for; its other values unchanged, but for score "obs".
+    """A weight with the zeros that a mask asks for, its other values unchanged, but for score "obs".
 
     Args:
         weight: ``(out, in)`` or ``(out, in, kh, kw)``; a convolution's inputs are those of one patch, in·kh·kw.

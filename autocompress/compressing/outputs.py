@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import DataError, ModelError
-from autocompress.survey import evaluating
+from autocompress.survey import evaluating, hooked
 from autocompress.tasks.task import Examples, Inputs
 
 
@@ -57,15 +57,11 @@ def output_statistics(
 
         return hook
 
-    handles = [model.get_submodule(name).register_forward_hook(hook_for(name), with_kwargs=True) for name in sums]
-    try:
-        with evaluating(model), torch.inference_mode():
-            for _rows, batch, _targets in examples.batches(batch_size):
-                inputs = batch
-                model(**batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    handles = (model.get_submodule(name).register_forward_hook(hook_for(name), with_kwargs=True) for name in sums)
+    with hooked(handles), evaluating(model), torch.inference_mode():
+        for _rows, batch, _targets in examples.batches(batch_size):
+            inputs = batch
+            model(**batch)
     return {name: total.statistics(name) for name, total in sums.items()}
 
 

@@ -19,7 +19,7 @@ from autocompress.compressing.calibrate import patches_of
 from autocompress.compressing.choices import Kept
 from autocompress.compressing.prune import DAMPING
 from autocompress.errors import ModelError
-from autocompress.survey import evaluating
+from autocompress.survey import evaluating, hooked
 from autocompress.tasks.task import Examples, Inputs
 from autocompress.weights import matrix_of, weight_of
 
@@ -120,13 +120,8 @@ def steps_of(model: nn.Module, names: Sequence[str], examples: Examples) -> list
 
         return model.get_submodule(name).register_forward_pre_hook(hook)
 
-    handles = [hook_for(name) for name in names]
-    try:
-        with torch.no_grad():
-            model(**inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(hook_for(name) for name in names), torch.no_grad():
+        model(**inputs)
     steps: dict[tuple[object, ...], list[str]] = {}
     for name, what in reads.items():
         steps.setdefault((*what, calls[name]), []).append(name)
@@ -164,12 +159,8 @@ def _inputs_of(model: nn.Module, name: str, calls: int, inputs: Inputs) -> Tenso
         if len(seen) == calls:
             raise _Seen
 
-    handle = module.register_forward_pre_hook(hook)
-    try:
-        with contextlib.suppress(_Seen):
-            model(**inputs)
-    finally:
-        handle.remove()
+    with hooked([module.register_forward_pre_hook(hook)]), contextlib.suppress(_Seen):
+        model(**inputs)
     return torch.cat(seen)
 
 

@@ -142,7 +142,7 @@ def enrolled(student: nn.Module, number: int, plan: Plan, task: Task, table: Lay
     masks = zero_masks(model, plan)
     terms = hidden_terms(model, task, table, settings.terms) if settings.terms else None
     if task.student is None:
-        _freeze_embeddings(model)
+        freeze_embeddings(model)
     if number:
         set_apart(model, plan.seed + number)
         hold(model, masks)
@@ -158,7 +158,7 @@ def enrolled(student: nn.Module, number: int, plan: Plan, task: Task, table: Lay
         weight.requires_grad_(trainable[name])
 
 
-def _freeze_embeddings(model: nn.Module) -> None:
+def freeze_embeddings(model: nn.Module) -> None:
     """Embeddings of a shaped model are the dense model's own, and cost the most to train."""
     for module in model.modules():
         if isinstance(module, nn.Embedding):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from autocompress.errors import ModelError
 from autocompress.layers import Group, LayerTable, Slice
+from autocompress.survey import hooked
 from autocompress.weights import Stand
 
 
@@ -120,10 +121,7 @@ def watching(model: nn.Module, watched: Watched) -> Iterator[States]:
 
         return model.get_submodule(name).register_forward_hook(hook)
 
-    handles = [note(states.hidden, name) for name in watched.blocks]
-    handles += [note(states.raw, name) for name in {item.name for item in watched.projections}]
-    try:
+    blocks = (note(states.hidden, name) for name in watched.blocks)
+    projections = (note(states.raw, name) for name in {item.name for item in watched.projections})
+    with hooked(blocks), hooked(projections):
         yield states
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from autocompress.compressing.choices import FirstOnes
 from autocompress.compressing.shape import shape
 from autocompress.distill.hidden import hidden_terms
-from autocompress.distill.learner import MAX_GRADIENT_NORM, learning_rate_share
+from autocompress.distill.learner import MAX_GRADIENT_NORM, WEIGHT_DECAY, freeze_embeddings, learning_rate_share
 from autocompress.distill.losses import Prediction, distillation_loss, token_mask
 from autocompress.distill.recovery import recover
 from autocompress.distill.states import States, watching
@@ -129,9 +129,7 @@ class _Course:
         assert isinstance(plan.learn, Cofi)
         self.task, self.plan, self.recipe, self.gates, self.teacher = task, plan, plan.learn, gates, teacher
         self.model = linearized(copy.deepcopy(task.source)).train()
-        for module in self.model.modules():
-            if isinstance(module, nn.Embedding):
-                module.weight.requires_grad_(False)
+        freeze_embeddings(self.model)
         self.settings = _settings(self.recipe, self.recipe.steps)
         terms = self.settings.terms
         self.terms = hidden_terms(self.model, task, table, terms) if terms else None
@@ -142,7 +140,7 @@ class _Course:
         self.weights = weights
         rate, gate_rate = self.recipe.learning_rate, self.recipe.gate_learning_rate
         self.optimizers = (
-            torch.optim.AdamW(weights, rate, weight_decay=0.01),
+            torch.optim.AdamW(weights, rate, weight_decay=WEIGHT_DECAY),
             torch.optim.Adam(gates.parameters(), gate_rate),
             torch.optim.Adam(self.multipliers, gate_rate, maximize=True),
         )

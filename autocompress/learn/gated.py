@@ -77,6 +77,13 @@ def _scale_output(group: Group, item: Slice, values: Mapping[str, Tensor]) -> Ca
     return hook
 
 
+def _along(item: Slice, gates: Tensor, parameter: Tensor) -> Tensor:
+    """Gates in a form that broadcasts over a bare parameter."""
+    shape = [1] * parameter.dim()
+    shape[item.axis] = -1
+    return spread(item, gates, parameter.shape[item.axis]).reshape(shape)
+
+
 class _Scaled(nn.Module):
     """A parametrization that scales a bare parameter along one axis."""
 
@@ -86,10 +93,7 @@ class _Scaled(nn.Module):
 
     def forward(self, value: Tensor) -> Tensor:
         """The scaled parameter."""
-        scale = spread(self.item, self.values[self.group.name], value.shape[self.item.axis])
-        shape_ = [1] * value.dim()
-        shape_[self.item.axis] = -1
-        return value * scale.reshape(shape_)
+        return value * _along(self.item, self.values[self.group.name], value)
 
 
 def _carry(model: nn.Module, group: Group, item: Slice, values: Mapping[str, Tensor], stack: ExitStack) -> None:
@@ -123,7 +127,7 @@ def fold(model: nn.Module, gates: Gates, kept: Mapping[str, Tensor]) -> None:
     """Multiply what is left of the gates into the weights; edits the model."""
     with torch.no_grad():
         for group, value in gates.by_group():
-            scale = settled(value).index_fill(0, _others(kept[group.name], group.size), 0.0)
+            scale = settled(value) * torch.zeros(group.size).index_fill(0, kept[group.name], 1.0)
             for item in _scaled_inputs(group):
                 weight = model.get_parameter(f"{item.name}.weight")
                 weight.mul_(spread(item, scale, weight.shape[1]))
@@ -131,11 +135,9 @@ def fold(model: nn.Module, gates: Gates, kept: Mapping[str, Tensor]) -> None:
                 _fold_output(model.get_submodule(name), group, item, scale)
             for item in group.carriers if group.kind == "hidden" else ():
                 owner, leaf = parameter_at(model, item.name)
-                value_ = getattr(owner, leaf)
-                if isinstance(value_, nn.Parameter):
-                    shape_ = [1] * value_.dim()
-                    shape_[item.axis] = -1
-                    value_.mul_(spread(item, scale, value_.shape[item.axis]).reshape(shape_))
+                parameter = getattr(owner, leaf)
+                if isinstance(parameter, nn.Parameter):
+                    parameter.mul_(_along(item, scale, parameter))
 
 
 def _fold_output(module: nn.Module, group: Group, item: Slice, scale: Tensor) -> None:
@@ -150,7 +152,3 @@ def _fold_output(module: nn.Module, group: Group, item: Slice, scale: Tensor) ->
     bias = getattr(module, "bias", None)
     if bias is not None:
         bias.mul_(scale if group.kind != "hidden" else spread(item, scale, len(bias)))
-
-
-def _others(kept: Tensor, size: int) -> Tensor:
-    return torch.tensor(sorted(set(range(size)) - set(kept.tolist())), dtype=torch.long)

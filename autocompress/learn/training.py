@@ -10,11 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.compressing.mask import hold
-from autocompress.distill import learning_rate_share
+from autocompress.distill.learner import MAX_GRADIENT_NORM, WEIGHT_DECAY, learning_rate_share
 from autocompress.errors import ModelError
 from autocompress.tasks.task import Inputs, Task, logits_of
-
-MAX_GRADIENT_NORM = 1.0
 
 #: Share of a training's last steps over which its loss is averaged.
 LAST_SHARE = 0.1
@@ -63,7 +61,7 @@ def train(
         ModelError: the loss became NaN or infinite; names step and settings.
     """
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(weights, course.learning_rate, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(weights, course.learning_rate, weight_decay=WEIGHT_DECAY)
     rows_of = task.train.random_batches(task.batch_size, course.steps, course.seed)
     losses = []
     model.train()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.compressing.mask import hold, least_overall, maskable, zero_share
+from autocompress.distill.learner import freeze_embeddings
 from autocompress.distill.losses import distillation_loss, token_mask
 from autocompress.errors import ModelError
 from autocompress.layers import LayerTable
@@ -59,9 +60,7 @@ def grow_zeros(task: Task, plan: Plan, table: LayerTable) -> Found:
     assert isinstance(recipe, Gradual)
     names = _layers(plan, table)
     model = linearized(copy.deepcopy(task.source))
-    for module in model.modules():
-        if isinstance(module, nn.Embedding):
-            module.weight.requires_grad_(False)
+    freeze_embeddings(model)
     due, masks, reached = renewals(recipe), {}, {}
 
     def renew(step: int) -> None:
