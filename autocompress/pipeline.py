@@ -191,7 +191,10 @@ def learned(plan: Plan, shop: Workshop) -> Plan:
     if answer is None:
         predict = latency_fit(shop) if aims_at_latency else None
         try:
-            found = learn(shop.task, asked, shop.table, shop.bank.put_weights, teacher=shop.teacher, predict=predict)
+            found = learn(
+                shop.task, asked, shop.table, shop.bank.put_weights,
+                teacher=shop.teacher, predict=predict, order=shop.bank.order,
+            )  # fmt: skip
         except ModelError as fault:  # told to every candidate that asks for it, and not tried again
             write_json(path, {"error": str(fault)})
             raise

@@ -75,8 +75,12 @@ class Bank:
         """
         if prune.score == "given":
             return torch.arange(prune.keep)
-        order = self._run(self._order_job(group, prune.score, seed))[VALUE]
+        order = self.order(group, prune.score, seed)
         return order[len(order) - prune.keep :].sort().values
+
+    def order(self, group: Group, score: str = "obs", seed: int = 0) -> Tensor:
+        """A counted group's structures, the one missed least first; ``(size,)``. See `prune.structure_order`."""
+        return self._run(self._order_job(group, score, seed))[VALUE]
 
     def repaired(self, layer: str, columns: Tensor) -> Tensor:
         """The dense layer's matrix re-solved for the inputs that stay: ``(out, len(columns))``."""

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from autocompress.distill import TeacherCache
-from autocompress.layers import LayerTable
+from autocompress.layers import Group, LayerTable
 from autocompress.learn.cofi import learn_cofi
 from autocompress.learn.latency import LatencyFit
 from autocompress.learn.zeros import find_ticket, grow_zeros
@@ -40,6 +40,7 @@ def learn(
     *,
     teacher: TeacherCache | None = None,
     predict: LatencyFit | None = None,
+    order: Callable[[Group], Tensor] | None = None,
 ) -> Learned:
     """Carry out the recipe of a plan; a plan without one comes back as it is.
 
@@ -50,6 +51,7 @@ def learn(
         store: keeps whole-model weights, named as in what `shape` makes, and returns their sha256.
         teacher: the dense model's predictions, where they are kept.
         predict: latency from widths, for a recipe that aims at a latency.
+        order: of a group's structures, the one that is missed least first; where CoFi's gates start from.
 
     Raises:
         ModelError: the model does not fit the recipe, or the loss became NaN or infinite.
@@ -59,7 +61,8 @@ def learn(
         return Learned(plan)
     groups, layers = dict(plan.groups), dict(plan.layers)
     if isinstance(plan.learn, Cofi):
-        groups, model, history = learn_cofi(task, plan, table, teacher or TeacherCache(None, task), predict)
+        teacher = teacher or TeacherCache(None, task)
+        groups, model, history = learn_cofi(task, plan, table, teacher, predict=predict, order=order)
     else:
         method = grow_zeros if isinstance(plan.learn, Gradual) else find_ticket
         layers, model, history = method(task, plan, table)

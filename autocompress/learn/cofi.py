@@ -1,7 +1,7 @@
 """CoFi: masks of whole parts, heads, neurons and hidden dimensions learned with the weights (Xia, Zhong & Chen 2022).
 
-Gates are multiplied into the running model by hooks; a Lagrangian drives what they leave to the target; then the gates
-are settled, folded into the weights, and what is closed is removed for good.
+Gates are multiplied into the running model by hooks, and driven to the target (see `drive`); then they are settled,
+folded into the weights, and what is closed is removed for good.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from autocompress.distill.states import States, watching
 from autocompress.distill.teacher import TeacherCache
 from autocompress.errors import ModelError
 from autocompress.layers import Group, LayerTable
+from autocompress.learn.drive import Drive, Gone
 from autocompress.learn.gated import fold, gated
 from autocompress.learn.gates import Expected, Gates
 from autocompress.learn.latency import LatencyFit
@@ -47,7 +48,9 @@ def learn_cofi(
     plan: Plan,
     table: LayerTable,
     teacher: TeacherCache,
+    *,
     predict: LatencyFit | None = None,
+    order: Callable[[Group], Tensor] | None = None,
 ) -> tuple[dict[str, Prune], nn.Module, list[dict[str, Any]]]:
     """Learn which structures go, remove them, and train what is left.
 
@@ -57,6 +60,7 @@ def learn_cofi(
         table: with groups; see `gates.GATED`.
         teacher: the dense model's predictions.
         predict: latency from widths, for a recipe with `latency_ratio`.
+        order: in which a group's structures are missed, see `gates.Gates`.
 
     Returns:
         Groups whose score is "given", the model that they leave, and the history: step, loss, and what share the gates
@@ -67,7 +71,7 @@ def learn_cofi(
     """
     recipe = plan.learn
     assert isinstance(recipe, Cofi)
-    gates = Gates(table, recipe.hidden)
+    gates = Gates(table, recipe.hidden, order)
     if not any(group.kind in ("heads", "neurons") for group in gates.groups):
         raise ModelError(
             f"cofi needs heads or neurons, and {type(task.source).__name__} has none that an adapter knows"
@@ -133,27 +137,20 @@ class _Course:
         self.settings = _settings(self.recipe, self.recipe.steps)
         terms = self.settings.terms
         self.terms = hidden_terms(self.model, task, table, terms) if terms else None
-        self.multipliers = [nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(()))]
         weights = [w for w in self.model.parameters() if w.requires_grad] + list(
             self.terms.parameters() if self.terms else ()
         )
         self.weights = weights
-        rate, gate_rate = self.recipe.learning_rate, self.recipe.gate_learning_rate
-        self.optimizers = (
-            torch.optim.AdamW(weights, rate, weight_decay=WEIGHT_DECAY),
-            torch.optim.Adam(gates.parameters(), gate_rate),
-            torch.optim.Adam(self.multipliers, gate_rate, maximize=True),
-        )
+        self.optimizer = torch.optim.AdamW(weights, self.recipe.learning_rate, weight_decay=WEIGHT_DECAY)
 
-    def run(
-        self, gone: Callable[[Mapping[str, Tensor]], Tensor], target: float
-    ) -> tuple[nn.Module, list[dict[str, Any]]]:
-        """Train weights, gates and multipliers; returns the model, still whole, and the history."""
+    def run(self, gone: Gone, target: float) -> tuple[nn.Module, list[dict[str, Any]]]:
+        """Train weights and gates; returns the model, still whole, and the history."""
         recipe, history = self.recipe, []
+        drive = Drive(self.gates, gone, recipe.gate_learning_rate)
         generator = torch.Generator().manual_seed(self.plan.seed)
         values = self.gates.drawn(generator)
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizers[0], lambda step: learning_rate_share(step, recipe.steps)
+            self.optimizer, lambda step: learning_rate_share(step, recipe.steps)
         )
         with torch.random.fork_rng(devices=[]), ExitStack() as stack:
             torch.manual_seed(self.plan.seed)
@@ -163,13 +160,11 @@ class _Course:
             for step, rows in enumerate(batches):
                 values.update(self.gates.drawn(generator))
                 goal = target * min(1.0, (step + 1) / max(1, recipe.warmup_steps))
-                gap = gone(self.gates.probabilities()) - goal
                 taught = self._taught(rows, own, its)
-                driven = self.multipliers[0] * gap + self.multipliers[1] * gap**2
-                self._step(taught + driven, step)
+                self._step(taught, step)
                 schedule.step()
+                share = drive.step(goal)
                 if step % EVERY == 0 or step == recipe.steps - 1:
-                    share = float((gap + goal).detach())
                     history.append({"step": step, "loss": float(taught.detach()), "gone": share, "target": goal})
         self.teacher.save()
         return self.model.eval(), history
@@ -195,17 +190,13 @@ class _Course:
     def _step(self, loss: Tensor, step: int) -> None:
         if not torch.isfinite(loss):
             raise ModelError(f"cofi diverged: the loss is {float(loss.detach())} at step {step} of {self.recipe}")
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.weights, MAX_GRADIENT_NORM)
-        for optimizer in self.optimizers:
-            optimizer.step()
+        self.optimizer.step()
 
 
-def closed(
-    gates: Gates, table: LayerTable, gone: Callable[[Mapping[str, Tensor]], Tensor], target: float
-) -> tuple[dict[str, Prune], dict[str, Tensor]]:
+def closed(gates: Gates, table: LayerTable, gone: Gone, target: float) -> tuple[dict[str, Prune], dict[str, Tensor]]:
     """Which structures stay: those whose log α lies above the one threshold that just meets the target.
 
     Returns:

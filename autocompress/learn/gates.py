@@ -6,7 +6,7 @@ A gate lies in [0, 1], is exactly 0 or 1 with some probability, and has a gradie
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,15 @@ from autocompress.plan import Plan
 BETA = 2 / 3
 GAMMA, ZETA = -0.1, 1.1
 
-#: log α at the start: all gates open (z = 1 without noise, kept with probability 0.98), as the model is trained.
+#: Least log α at the start: all gates open (z = 1 without noise, kept with probability 0.98), as the model is trained.
 OPEN = 2.5
+
+#: How far the starts of a group's gates lie apart: so far that at any time few of them are undecided, since a gate
+#: between open and closed is noise to the training (MiniLM, 195 steps to 60 %: 4 ended at 79.5 %, 14 at 87.4 %).
+SPREAD = 14.0
+
+#: Kinds whose gates start in the order in which their structures are missed; the others start with the last of them.
+ORDERED = ("heads", "neurons")
 
 #: Kinds that get gates.
 GATED = ("heads", "neurons", "attention", "feed_forward", "hidden")
@@ -52,13 +59,15 @@ class Gates(nn.Module):
     Args:
         table: of the model.
         hidden: whether the residual stream gets gates.
+        order: of a group of heads or neurons, its structures, the one that is missed least first ``(size,)``: it starts
+            nearest to closing. None: all alike.
     """
 
-    def __init__(self, table: LayerTable, hidden: bool) -> None:
+    def __init__(self, table: LayerTable, hidden: bool, order: Callable[[Group], Tensor] | None = None) -> None:
         super().__init__()
         kinds = GATED if hidden else GATED[:-1]
         self.groups = tuple(g for g in table.groups if g.kind in kinds)
-        self.log_alpha = nn.ParameterList([nn.Parameter(torch.full((g.size,), OPEN)) for g in self.groups])
+        self.log_alpha = nn.ParameterList([nn.Parameter(_start(group, order)) for group in self.groups])
 
     def by_group(self) -> Iterator[tuple[Group, Tensor]]:
         """Each group with its log α ``(size,)``."""
@@ -71,6 +80,15 @@ class Gates(nn.Module):
     def probabilities(self) -> dict[str, Tensor]:
         """Group name to the probability that each structure stays."""
         return {group.name: keep_probability(value) for group, value in self.by_group()}
+
+
+def _start(group: Group, order: Callable[[Group], Tensor] | None) -> Tensor:
+    """Start of log α, ``(size,)``."""
+    if group.kind not in ORDERED:
+        return torch.full((group.size,), OPEN + SPREAD)
+    if order is None:
+        return torch.full((group.size,), OPEN)
+    return torch.empty(group.size).index_put((order(group),), torch.linspace(OPEN, OPEN + SPREAD, group.size))
 
 
 def owners(item: Slice, size: int) -> Tensor:

@@ -89,7 +89,7 @@ class Cofi:
     """Coarse- and fine-grained masks learned together with the weights (Xia, Zhong & Chen 2022).
 
     Hard-concrete gates (Louizos et al. 2018) on whole attention and feed-forward parts, heads, neurons and hidden
-    dimensions, driven to a target by a Lagrangian, with layer-wise distillation.
+    dimensions, held to a growing target by a Lagrange multiplier, with layer-wise distillation.
 
     Attributes:
         sparsity: share of the weights of all blocks that goes, in (0, 1); or None.
@@ -97,7 +97,7 @@ class Cofi:
         steps: optimizer steps with gates.
         warmup_steps: of these, over which the target grows from 0.
         finetune_steps: after the gates are settled and the structures removed.
-        learning_rate, gate_learning_rate: of the weights; of gates and Lagrange multipliers.
+        learning_rate, gate_learning_rate: of the weights; of the gates, in log α per step at a usual price.
         soft_weight, temperature, hidden_weight: of the distillation.
         hidden: whether hidden dimensions may go.
     """
