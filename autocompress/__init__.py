@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from autocompress.compressing.shape import restore
     from autocompress.errors import AutocompressError
+    from autocompress.export.folder import from_pretrained
     from autocompress.front import Front
     from autocompress.hardware import HardwareProfile, load_profile
     from autocompress.launch import search
@@ -70,6 +71,7 @@ _HOMES = {
     "Terms": "plan",
     "Trial": "records",
     "compress": "toolbox",
+    "from_pretrained": "export.folder",
     "load": "pick",
     "load_profile": "hardware",
     "load_space": "rules",
@@ -108,6 +110,7 @@ __all__ = [
     "Terms",
     "Trial",
     "compress",
+    "from_pretrained",
     "load",
     "load_profile",
     "load_space",

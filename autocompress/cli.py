@@ -187,11 +187,15 @@ def pick(
     min_speedup: MinSpeedup = None,
     max_drop: MaxDrop = None,
     fingerprint: Annotated[str | None, typer.Option(help="one candidate, instead of budgets")] = None,
+    formats: Annotated[
+        str | None, typer.Option("--format", help="onnx, openvino, pt2, transformers: one or several [as graded]")
+    ] = None,
 ) -> None:
     """Write the model that fits into a folder of its own; exit code 3 when none does."""
     from autocompress.run import Run
 
-    picked = Run.open(run).pick(out, max_latency, min_speedup, max_drop, fingerprint)
+    wanted = [item.strip() for item in (formats or "").split(",") if item.strip()]
+    picked = Run.open(run).pick(out, max_latency, min_speedup, max_drop, fingerprint, formats=wanted)
     figures = picked.figures
     print(f"{figures['fingerprint']}: {figures['what']}")
     print(
@@ -200,6 +204,78 @@ def pick(
         + (f", {figures['drop_points_test']:+.2f} on test" if figures["drop_points_test"] is not None else "")
     )
     print(f"written to {picked.folder}; its README.md shows how to load it")
+
+
+@app.command()
+def probe(
+    profile: Annotated[str, typer.Argument(metavar="PROFILE", help="a shipped hardware profile or a .yaml file")],
+    widths: Annotated[str | None, typer.Option(help="features of the linears to try [256,768,1536]")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="a list of objects on stdout")] = False,
+) -> None:
+    """Time every precision against fp32 on this machine: which become kernels of their own, and at which widths."""
+    from autocompress.hardware import load_profile
+    from autocompress.kernels import parse_widths, probe_kernels
+
+    opened = load_profile(profile)
+    tell = lambda fact: print(fact.words(), file=sys.stderr, flush=True)  # noqa: E731
+    facts = probe_kernels(opened, parse_widths(widths) if widths else None, tell)
+    if as_json:
+        print(json.dumps([fact.to_json() for fact in facts], indent=1))
+        return
+    from autocompress.show import kernels_table, wide_console
+
+    wide_console().print(kernels_table(facts, opened.description or opened.name))
+
+
+@app.command()
+def record(
+    profile: Annotated[str, typer.Option(help="of this device: a shipped hardware profile or a .yaml file")],
+    out: Annotated[Path, typer.Option(help="the .json file to take along")],
+    task: Annotated[str, typer.Option(help=TASKS)],
+    model: Model = None,
+    data: Data = None,
+    text_column: Column = None,
+    image_column: Column = None,
+    label_column: Column = None,
+    space: Annotated[str | None, typer.Option(help="whose choices are timed [fits the model]")] = None,
+) -> None:
+    """Time a model's parts on this device into one file, by which another machine can search for it."""
+    from autocompress.hardware import load_profile
+    from autocompress.tasks import TaskSource, load_task
+
+    opened = load_profile(profile)
+    tell = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
+    source = TaskSource(task, model, data, text_column, image_column, label_column)
+    made = load_task(source, opened.workload.sequence_length, tell)
+    from autocompress.tables import record as run_record
+
+    run_record(made, opened, out, space=space, say=tell)
+    print(f"written to {out}; on another machine: autocompress search --hardware {out} …")
+
+
+@app.command()
+def measure(
+    run: RunArgument,
+    hardware: Annotated[str, typer.Option(help="a shipped hardware profile, a .yaml file, or a recorded .json")],
+    full: Annotated[bool, typer.Option("--full", help="1,024 queries or more in several processes; p99")] = False,
+    out: Annotated[Path | None, typer.Option(help="file to write [RUN/measured.json]")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="one object on stdout")] = False,
+) -> None:
+    """Time a run's front on this device without compressing again; the report shows both side by side."""
+    from autocompress.devices import measure_front
+    from autocompress.run import Run
+
+    opened = Run.open(run)
+    tell = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
+    found = measure_front(opened, hardware, tier="full" if full else "report", out=out, say=tell)
+    if as_json:
+        print(json.dumps(found.to_json(), indent=1))
+        return
+    from autocompress.show import elsewhere_table, wide_console
+
+    wide_console().print(elsewhere_table(found, opened.front))
+    if out is None:
+        print(f"\nreport  {opened.report()}")
 
 
 @app.command()

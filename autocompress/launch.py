@@ -3,38 +3,40 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import fcntl
-import io
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 
 from autocompress.budgets import Budgets, parse_bytes, parse_seconds
+from autocompress.devices import open_bench
 from autocompress.environment import environment
 from autocompress.errors import ConfigError, RunMismatchError, StorageError
-from autocompress.export.export import to_arrays
 from autocompress.front import Front, front_entries
 from autocompress.hardware import HardwareProfile, cores, load_profile
 from autocompress.layers import LayerTable
-from autocompress.measure.latency import Bench
-from autocompress.pipeline import Workshop, artifact_folder, build, open_workshop
+from autocompress.pipeline import Workshop, artifact_folder, build, open_workshop, write_workload
 from autocompress.plan import Plan
 from autocompress.records import read_trials, storage_errors, write_atomic, write_json
 from autocompress.rules import SpaceRules, load_space
 from autocompress.run import Run, make_budgets
+from autocompress.runtimes import model_file
 from autocompress.searching.controller import Sampler, check_sampler
 from autocompress.searching.loop import Loop, references
+from autocompress.searching.mixed import dropped_precisions
 from autocompress.searching.probe import Probe, check_reachable, run_probe
 from autocompress.searching.status import Silent, Watcher
 from autocompress.space import SearchSpace, build_space, default_space
 from autocompress.survey import survey
+from autocompress.tasks.causal_lm import query_tokens
 from autocompress.tasks.task import Task
 
 #: What `search` itself writes before `experiment.yaml`; a kill in between leaves no stranger.
@@ -92,7 +94,7 @@ def search(
     if task.student is not None:
         raise ConfigError("search compresses the task's model; a student of its own is for autocompress.compress")
     profile = load_profile(hardware)
-    workload = task.workload_inputs(profile.workload.batch, profile.workload.sequence_length)
+    workload = task.workload_inputs(profile.workload.batch, query_tokens(profile.workload))
     table = survey(task.source, workload)
     rules = load_space(space or default_space(table))
     full_space = build_space(rules, table, profile)
@@ -114,7 +116,7 @@ def search(
     resolved = _resolved(task, rules, profile, table, budgets)
     with _claimed(root):
         _settle_folder(root, asked, resolved, task, table)
-        write_atomic(root / "inputs.npz", _npz(to_arrays(workload)))
+        write_workload(root / "inputs.npz", task, profile.workload)
         run = Run(root)
         state = run.state
         if state.get("finished") and _enough(state, seconds, max_trials):
@@ -123,7 +125,8 @@ def search(
                 run.report()
             return run
         torch.set_num_threads(cores())
-        with Bench(profile, root / "inputs.npz", artifact_folder(root, Plan()) / "model.onnx") as bench:
+        dense_file = artifact_folder(root, Plan()) / model_file(profile.runtime)
+        with closing(open_bench(profile, root / "inputs.npz", dense_file, table)) as bench:
             shop = open_workshop(root, task, table, profile, bench, bank_limit=limit)
             _search(shop, full_space, budgets, asked, seconds, max_trials, state, watcher)
     run = Run(root)
@@ -167,7 +170,8 @@ def _search(
     loop.probe = _probe(shop, full_space, watcher)
     check_reachable(loop.probe, budgets)
     loop.references = references(full_space, loop.probe)
-    loop.space = build_space(full_space.rules, shop.table, shop.profile, loop.probe.dropped, loop.probe.learning_rate)
+    dropped = dropped_precisions(loop.probe, full_space.rules)
+    loop.space = build_space(full_space.rules, shop.table, shop.profile, dropped, loop.probe.learning_rate)
     reason = loop.run()
     overhead["search_s"] += loop.search_s
     overhead["controller_s"] += loop.search_s - loop.worked_s
@@ -256,11 +260,18 @@ def _settle_folder(
         with storage_errors(root):
             (root / "processor").mkdir(exist_ok=True)
             task.save_processor(root / "processor")
-            config: Any = getattr(task.model, "config", None)
-            if hasattr(config, "save_pretrained"):
-                config.save_pretrained(root / "processor")
+    _save_config(task, root)
     text = yaml.safe_dump({**asked, "resolved": dict(resolved)}, sort_keys=False, allow_unicode=True)
     write_atomic(path, text)
+
+
+def _save_config(task: Task, root: Path) -> None:
+    """Keep the model's configuration, from which a picked folder makes the architecture again."""
+    config: Any = copy.deepcopy(getattr(task.source, "config", None))
+    if hasattr(config, "save_pretrained"):
+        config.architectures = [type(task.source).__name__]
+        with storage_errors(root):
+            config.save_pretrained(root / "processor")
 
 
 def _has_results(root: Path) -> bool:
@@ -300,9 +311,3 @@ def _first_difference(before: Any, now: Any) -> tuple[Any, Any]:
             if before.get(key) != now.get(key):
                 return _first_difference(before.get(key), now.get(key))
     return before, now
-
-
-def _npz(arrays: Mapping[str, Any]) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    return buffer.getvalue()

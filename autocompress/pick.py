@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from autocompress.errors import ConfigError
+from autocompress.errors import ConfigError, near
+from autocompress.export.fresh import Graded, check_copy
 from autocompress.front import Front, front_entry
+from autocompress.measure.decoding import open_graded
 from autocompress.records import Trial, storage_errors, write_atomic, write_json
-from autocompress.runtimes import Session, open_session
+from autocompress.runtimes import FILES, RUNTIMES, Session
+
+#: Format to what is opened in a picked model's folder.
+FORMATS: Mapping[str, str] = {**{str(kind): name for kind, name in FILES.items()}, "transformers": "transformers"}
 
 CARD = """\
 # {name}: compressed by autocompress
@@ -26,7 +32,7 @@ CARD = """\
 | latency ratio to the fastest dense fp32 | {best:.3f} ({best_low:.3f} to {best_high:.3f}) | 1 |
 | {metric}, validation | {validation} | {dense_validation} |
 | {metric}, test (shown, not used to choose) | {test} | {dense_test} |
-| ONNX file | {size} | {dense_size} |
+| {graded} | {size} | {dense_size} |
 
 Latency source: {source}, {queries} queries in {blocks} blocks, workload {workload}.
 {asked}
@@ -36,10 +42,40 @@ Latency source: {source}, {queries} queries in {blocks} blocks, workload {worklo
 {snippet}
 ```
 
-Files: `model.onnx` (the integers that were timed and graded), `weights.safetensors` (the compressed torch model in
-float, before rounding; kept of models that no other beats in both), `plan.json` (what was done), `card.json` (these
-figures), and the task's processor, if any.
+Files: {files}`weights.safetensors` (the compressed torch model in float, before rounding; kept of models that no other
+beats in both), `plan.json` (what was done), `card.json` (these figures, with size, checksum and deviation of each
+file), and the task's processor, if any.
 """
+
+_GRADED = {"onnx": "ONNX file", "pt2": "torch.export file"}
+
+_MEANINGS = {
+    "onnx": "`model.onnx` (the integers that were timed and graded)",
+    "openvino": "`model.xml` with `model.bin` (the same for OpenVINO)",
+    "pt2": "`model.pt2` (a torch.export program)",
+    "transformers": "`transformers/` (the torch model, for `autocompress.from_pretrained`)",
+}
+
+
+@dataclass(frozen=True)
+class PickedFile:
+    """One file that was handed out.
+
+    Attributes:
+        path: relative to the picked model's folder.
+        format: see `FORMATS`.
+        size_bytes, sha256: of the file.
+        deviation: relative L2 distance of outputs: of the graded file from the torch model's on calibration samples, of
+            other formats in a fresh process from the graded file's on one query of the workload.
+        deviation_from: "torch" or the graded file's name.
+    """
+
+    path: str
+    format: str
+    size_bytes: int
+    sha256: str
+    deviation: float
+    deviation_from: str
 
 
 @dataclass(frozen=True)
@@ -49,29 +85,63 @@ class Picked:
     Attributes:
         folder: where it lies.
         figures: the row of ``autocompress front --json`` that it was picked by.
+        files: what it holds of the model.
     """
 
     folder: Path
     figures: Mapping[str, Any]
+    files: tuple[PickedFile, ...] = ()
 
-    def load(self) -> Session:
+    def load(self, runtime: str | None = None) -> Session:
         """The model in the runtime that it was timed in; ``.run({name: array})`` gives its outputs."""
-        return load(self.folder)
+        return load(self.folder, runtime)
 
 
-def load(folder: str | Path) -> Session:
-    """Load a picked model; raises `ConfigError` when the folder is none."""
+def check_formats(names: Sequence[str]) -> tuple[str, ...]:
+    """The formats, each once; raises `ConfigError` naming what is unknown."""
+    for name in names:
+        if name not in FORMATS:
+            raise ConfigError(f"--format {name!r} is unknown{near(name, FORMATS)}")
+    return tuple(dict.fromkeys(names))
+
+
+def load(folder: str | Path, runtime: str | None = None) -> Session:
+    """Load a picked model.
+
+    Args:
+        folder: of the pick.
+        runtime: to run it in; by default the one that it was timed in.
+
+    Raises:
+        ConfigError: the folder is none, or holds no file that the runtime loads.
+        MeasureError: the runtime is unknown or not installed, or refuses the file.
+    """
     path = Path(folder)
     if not (path / "card.json").is_file():
         raise ConfigError(f"{path}: not a picked model (it holds no card.json)")
     card = json.loads((path / "card.json").read_text())
-    return open_session(path / "model.onnx", card["runtime"], card["threads"])
+    name = runtime or card["runtime"]
+    formats: Sequence[str] = RUNTIMES[name].formats if name in RUNTIMES else ("onnx",)
+    held = [kind for kind, file in FORMATS.items() if (path / file).exists()]
+    fitting = [kind for kind in formats if kind in held]
+    if not fitting:
+        raise ConfigError(
+            f"{path}: holds {', '.join(held) or 'no model'}, but {name} loads {' or '.join(formats)}; "
+            f"pick again with --format {formats[0]}"
+        )
+    return open_graded(path / FORMATS[fitting[0]], name, card["threads"])
 
 
 def write_pick(
-    trial: Trial, front: Front, run: Path, out: Path, experiment: Mapping[str, Any], asked: Sequence[str]
+    trial: Trial,
+    front: Front,
+    run: Path,
+    out: Path,
+    experiment: Mapping[str, Any],
+    asked: Sequence[str],
+    formats: Sequence[str] = (),
 ) -> Picked:
-    """Copy a trial's files into a folder of its own, with a model card.
+    """Write a trial's model into a folder of its own, with a model card; each file is tried in a fresh process.
 
     Args:
         trial: measured.
@@ -80,22 +150,32 @@ def write_pick(
         out: the folder to write; files of an earlier pick in it are replaced.
         experiment: resolved settings of the run.
         asked: budgets in words.
+        formats: of `FORMATS`; by default the one that was graded.
+
+    Raises:
+        ConfigError: the folder holds other files, or the run no longer holds the model.
+        ExportError: a file does not give in a fresh process what the graded one gives.
     """
     assert trial.artifact is not None
     assert trial.latency is not None
+    wanted = check_formats(formats) or (trial.artifact.format,)
     if out.is_dir() and any(out.iterdir()) and not (out / "card.json").is_file():
         raise ConfigError(f"--out {out}: holds other files; choose an empty folder, or that of an earlier pick")
-    source = (run / trial.artifact.path).parent
-    if not (source / "model.onnx").is_file():
-        raise ConfigError(f"{source / 'model.onnx'} is gone from the run; search again to make it")
+    graded = run / trial.artifact.path
+    if not graded.is_file():
+        raise ConfigError(f"{graded} is gone from the run; search again to make it")
     with storage_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-        for name in ("model.onnx", "weights.safetensors", "plan.json"):
-            (out / name).unlink(missing_ok=True)  # of an earlier pick
-            if (source / name).is_file():  # float weights are kept of non-dominated candidates
-                shutil.copy2(source / name, out / name)
+        _clear(out)
+        for name in ("weights.safetensors", "plan.json"):
+            if (graded.parent / name).is_file():  # float weights are kept of non-dominated candidates
+                shutil.copy2(graded.parent / name, out / name)
         if (run / "processor").is_dir():
             shutil.copytree(run / "processor", out, dirs_exist_ok=True)
+    try:
+        files = tuple(_write_files(trial, run, out, experiment, wanted))
+    except BaseException:
+        _clear(out)  # half a pick would be taken for somebody's files
+        raise
     figures = front_entry(trial, front, trial in front.points)
     resolved = experiment["resolved"]
     write_json(
@@ -109,27 +189,97 @@ def write_pick(
             "classes": resolved["classes"],
             "asked": list(asked),
             "figures": figures,
+            "files": [asdict(item) for item in files],
         },
     )
-    write_atomic(out / "README.md", _card(trial, front, out, resolved, asked))
-    return Picked(out, figures)
+    write_atomic(out / "README.md", _card(trial, front, out, resolved, asked, wanted))
+    return Picked(out, figures, files)
 
 
-def snippet(resolved: Mapping[str, Any]) -> str:
-    """Five lines that run the picked model in a fresh process, with nothing of autocompress."""
+def _clear(out: Path) -> None:
+    """Make the folder, without the files of an earlier pick."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name in (*FORMATS.values(), "model.bin", "weights.safetensors", "plan.json"):
+        if (out / name).is_dir():
+            shutil.rmtree(out / name)
+        (out / name).unlink(missing_ok=True)
+
+
+def _write_files(
+    trial: Trial, run: Path, out: Path, experiment: Mapping[str, Any], wanted: Sequence[str]
+) -> Iterator[PickedFile]:
+    """Write every wanted format and tell what lies there."""
+    assert trial.artifact is not None
+    assert trial.latency is not None
+    artifact, latency = trial.artifact, trial.latency
+    device = experiment["resolved"]["hardware"].get("device", "cpu")
+    graded = Graded(run, run / artifact.path, artifact.sha256, latency.runtime, latency.threads, device)
+    for kind in wanted:
+        if kind == artifact.format:
+            deviation, compared = artifact.deviation, "torch"
+            with storage_errors(out):
+                shutil.copy2(graded.file, out / FORMATS[kind])
+            check_copy(out / FORMATS[kind], graded)
+        else:
+            from autocompress.export.formats import write_format
+
+            deviation, compared = write_format(kind, graded, out, experiment), graded.file.name
+        for path in _files_of(kind, out):
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            name = str(path.relative_to(out))
+            yield PickedFile(name, kind, path.stat().st_size, digest, deviation, compared)
+
+
+def _files_of(kind: str, out: Path) -> list[Path]:
+    path = out / FORMATS[kind]
+    if path.is_dir():
+        return sorted(item for item in path.rglob("*") if item.is_file())
+    return [path, path.with_suffix(".bin")] if kind == "openvino" else [path]
+
+
+def snippet(resolved: Mapping[str, Any], kind: str = "onnx") -> str:
+    """Five lines that run the picked model in a fresh process; of ONNX and OpenVINO without autocompress."""
     given = resolved["snippet"] or {"imports": "numpy", "inputs": "...  # input name to array"}
+    imports, opening, answer = _USES[kind]
     return "\n".join(
         [
-            f"import onnxruntime, {given['imports']}",
+            f"import {imports}, {given['imports']}",
             'folder = "."  # where this file lies',
             f"inputs = {given['inputs']}",
-            'session = onnxruntime.InferenceSession(f"{folder}/model.onnx")',
-            "print(session.run(None, {i.name: inputs[i.name] for i in session.get_inputs()})[0].argmax(-1))",
+            *opening,
+            f"print({answer}.argmax(-1))",
         ]
     )
 
 
-def _card(trial: Trial, front: Front, out: Path, resolved: Mapping[str, Any], asked: Sequence[str]) -> str:
+#: Format to what is imported, what opens the model, and the expression of its logits.
+_USES: Mapping[str, tuple[str, tuple[str, ...], str]] = {
+    "onnx": (
+        "onnxruntime",
+        ('session = onnxruntime.InferenceSession(f"{folder}/model.onnx")',),
+        "session.run(None, {i.name: inputs[i.name] for i in session.get_inputs()})[0]",
+    ),
+    "openvino": (
+        "openvino",
+        ('model = openvino.compile_model(f"{folder}/model.xml", "CPU")',),
+        "model({i.any_name: inputs[i.any_name] for i in model.inputs})[0]",
+    ),
+    "pt2": (
+        "torch",
+        ('model = torch.export.load(f"{folder}/model.pt2").module()',),
+        "model(**{name: torch.as_tensor(value) for name, value in inputs.items()})",
+    ),
+    "transformers": (
+        "autocompress, torch",
+        ("model = autocompress.from_pretrained(folder)",),
+        "model(**{name: torch.as_tensor(value) for name, value in inputs.items()}).logits",
+    ),
+}
+
+
+def _card(
+    trial: Trial, front: Front, out: Path, resolved: Mapping[str, Any], asked: Sequence[str], wanted: Sequence[str]
+) -> str:
     latency, dense = trial.latency, front.dense
     assert latency is not None
     assert trial.artifact is not None
@@ -158,6 +308,7 @@ def _card(trial: Trial, front: Front, out: Path, resolved: Mapping[str, Any], as
         dense_validation=shown(dense.quality if dense else None),
         test=shown(trial.quality_test),
         dense_test=shown(dense.quality_test if dense else None),
+        graded=_GRADED.get(trial.artifact.format, "file"),
         size=megabytes(trial),
         dense_size=megabytes(dense),
         source=latency.source,
@@ -165,5 +316,6 @@ def _card(trial: Trial, front: Front, out: Path, resolved: Mapping[str, Any], as
         blocks=latency.blocks,
         workload=", ".join(f"{k} {v}" for k, v in resolved["hardware"]["workload"].items() if v is not None),
         asked=f"Asked for: {'; '.join(asked)}.\n" if asked else "",
-        snippet=snippet(resolved),
+        snippet=snippet(resolved, wanted[0]),
+        files="".join(f"{_MEANINGS[kind]}, " for kind in wanted),
     )

@@ -23,12 +23,16 @@ from autocompress.compressing.shape import restore, shape
 from autocompress.distill import TeacherCache, recover
 from autocompress.errors import ModelError, StorageError
 from autocompress.export.export import export_model, to_arrays
-from autocompress.hardware import HardwareProfile
+from autocompress.export.folder import INTEGERS, save_integers
+from autocompress.export.fresh import SAME, check_deviation
+from autocompress.hardware import HardwareProfile, Workload
 from autocompress.layers import LayerTable
 from autocompress.learn import learn
 from autocompress.learn.gates import plan_widths
 from autocompress.learn.latency import LatencyFit, calibration_plans, fit_latency
-from autocompress.measure.latency import Bench
+from autocompress.measure.decoding import open_graded
+from autocompress.measure.dense import AnyBench
+from autocompress.measure.queries import read_queries, write_queries
 from autocompress.plan import (
     INT4_GROUP,
     Cofi,
@@ -41,8 +45,12 @@ from autocompress.plan import (
     plan_from_json,
 )
 from autocompress.records import Artifact, Latency, Trial, storage_errors, write_atomic, write_json
-from autocompress.runtimes import open_session
+from autocompress.runtimes import model_file
+from autocompress.tasks.causal_lm import decodes, query_tokens
 from autocompress.tasks.task import Examples, Task
+
+#: Queries of a workload of the data's own lengths.
+LENGTHS = 16
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,7 @@ class Workshop:
         root: the run folder.
         task, table, profile: what is compressed, and for what.
         bank, teacher: computed once, on disk.
-        bench: the measuring processes.
+        bench: where latencies come from.
     """
 
     root: Path
@@ -62,7 +70,7 @@ class Workshop:
     profile: HardwareProfile
     bank: Bank
     teacher: TeacherCache
-    bench: Bench
+    bench: AnyBench
 
     def artifact_folder(self, plan: Plan, rung: int = 0) -> Path:
         """Where the files of a plan lie."""
@@ -70,11 +78,28 @@ class Workshop:
 
 
 def open_workshop(
-    root: Path, task: Task, table: LayerTable, profile: HardwareProfile, bench: Bench, *, bank_limit: int | None = None
+    root: Path,
+    task: Task,
+    table: LayerTable,
+    profile: HardwareProfile,
+    bench: AnyBench,
+    *,
+    bank_limit: int | None = None,
 ) -> Workshop:
     """A workshop whose bank and teacher are kept below `root`."""
     teacher = TeacherCache(root / "teacher" / f"logits-{task.identity}.npy", task)
     return Workshop(root, task, table, profile, Bank(root / "bank", task, table, bank_limit), teacher, bench)
+
+
+def write_workload(path: Path, task: Task, workload: Workload) -> None:
+    """Write the queries that a profile times: one at the padded length, or `LENGTHS` at the data's own, seeded."""
+    if workload.lengths == "padded":
+        queries = [task.workload_inputs(workload.batch, query_tokens(workload))]
+    else:
+        draw = np.random.default_rng(0)
+        rows = draw.integers(0, len(task.train), (LENGTHS, workload.batch))
+        queries = [task.train.batch(each)[0] for each in rows]
+    write_queries(path, [to_arrays(query) for query in queries])
 
 
 def artifact_folder(root: Path, plan: Plan, rung: int = 0) -> Path:
@@ -120,6 +145,7 @@ def evaluate(plan: Plan, shop: Workshop, number: int = 0, rung: int = 0) -> Tria
     try:
         artifact = build(plan, shop, clock, rung)
         with clock.stage("measure"):
+            check_fresh(artifact, shop)
             latency = shop.bench.measure(shop.root / artifact.path)
         with clock.stage("score"):
             score = score_artifact(artifact, shop, shop.task.validation)
@@ -173,11 +199,16 @@ def build_into(
     with clock.stage("quantize"):
         made = quantize(model, plan, shop.table, task.calibration())
     with clock.stage("export"):
-        path, runtime = folder / "model.onnx", shop.profile.runtime
-        artifact = export_model(made.model, made.codes, task, path, shop.root, asked.fingerprint, runtime)
+        runtime = shop.profile.runtime
+        path = folder / model_file(runtime)
+        artifact = export_model(
+            made.model, made.codes, task, path, shop.root, asked.fingerprint, runtime,
+            device=shop.profile.host_device, past=decodes(task, shop.profile.workload),
+        )  # fmt: skip
         write_json(folder / "plan.json", plan.to_json())
         if keep_weights:
             save_weights(model, folder / "weights.safetensors")
+            save_integers(model, made, folder / INTEGERS)
     return Built(plan, model, made.codes, artifact)
 
 
@@ -272,13 +303,27 @@ def save_weights(model: nn.Module, path: Path) -> None:
         write_atomic(path, safetensors.torch.save(state))
 
 
+def check_fresh(artifact: Artifact, shop: Workshop) -> None:
+    """Make sure that the process that times a file gets from it what this one gets.
+
+    Raises:
+        ExportError: it gets something else.
+    """
+    path, profile = shop.root / artifact.path, shop.profile
+    found = shop.bench.outputs(path)
+    if found is not None:  # there is no such process where latencies are not measured
+        session = open_graded(path, profile.runtime, profile.threads, profile.device)
+        check_deviation(path, found, session.run(read_queries(shop.bench.inputs)[0])[0], SAME)
+
+
 def score_artifact(artifact: Artifact, shop: Workshop, examples: Examples) -> Score:
     """The task's metric of an exported file on a split, run in the profile's runtime.
 
     Raises:
         ModelError: the metric gives no finite number.
     """
-    session = open_session(shop.root / artifact.path, shop.profile.runtime, shop.profile.threads)
+    profile = shop.profile
+    session = open_graded(shop.root / artifact.path, profile.runtime, profile.host_threads, profile.host_device)
     metric, targets = shop.task.metric, examples.targets.numpy()
     outputs = None
     for rows, inputs, wanted in examples.batches(shop.task.score_batch):

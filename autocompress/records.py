@@ -20,8 +20,9 @@ from autocompress.errors import AutocompressError, RunMismatchError, StorageErro
 from autocompress.plan import Plan, plan_from_json
 
 State = Literal["DONE", "INFEASIBLE", "FAILED", "STOPPED"]
-Origin = Literal["dense", "uniform-int8", "uniform", "seed", "sampled"]
+Origin = Literal["dense", "uniform-int8", "uniform", "seed", "sampled", "solved"]
 Source = Literal["measured", "signature", "recorded", "predicted"]
+Tier = Literal["table", "search", "report", "full"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Artifact:
 
     Attributes:
         path: relative to the run folder.
-        format: "onnx".
+        format: "onnx" or "pt2".
         size_bytes: of the file.
         sha256: of the file.
         plan_fingerprint: of the plan that it holds.
@@ -57,12 +58,23 @@ class Latency:
             with the 95 % bootstrap interval over blocks.
         ratio_best_dense, ratio_best_dense_low, ratio_best_dense_high: the same to the fastest dense fp32
             setting that the probe found; claims use this one.
-        source: "measured" means on this device from this candidate's own file.
-        tier: "search" (in turn with the references) or "report" (fresh processes, more queries).
+        source: "measured" means on this device from this candidate's own file; "recorded" comes from a table taken on
+            another device, "predicted" from a chip's published figures.
+        tier: "search" (in turn with the references), "report" (fresh processes, more queries) or "full" (1,024
+            queries or more, several fresh processes); "table" (a part of a model) is never a candidate's.
         runtime, threads: where it ran.
         blocks, rejected_blocks, queries: how much was timed.
         block_ratios: candidate / dense of each kept block.
         warnings: what a reader should know before trusting the figure.
+        p99_s: 99th percentile; None below 1,000 queries. With `p99_low_s` and `p99_high_s`, its 95 % order-statistic
+            interval.
+        processes: fresh processes that the figures come from.
+        contended_blocks: of the rejected ones, those in which other programs took the processor.
+        load_s: seconds to load the file, compiling included; not part of the latency.
+        peak_memory_bytes: largest resident set of a process that loads the file and runs one query.
+        throughput: queries per second, back to back.
+        energy_j, energy_source: joules per query, and where they come from: "rapl", "nvml" or "predicted".
+        first_token_s, per_token_s: of a decoder: the prompt, and each token after the first.
     """
 
     latency_s: float
@@ -75,7 +87,7 @@ class Latency:
     ratio_best_dense_low: float
     ratio_best_dense_high: float
     source: Source
-    tier: Literal["search", "report"]
+    tier: Tier
     runtime: str
     threads: int
     blocks: int
@@ -83,6 +95,18 @@ class Latency:
     queries: int
     block_ratios: tuple[float, ...] = ()
     warnings: tuple[str, ...] = ()
+    p99_s: float | None = None
+    p99_low_s: float | None = None
+    p99_high_s: float | None = None
+    processes: int = 1
+    contended_blocks: int = 0
+    load_s: float | None = None
+    peak_memory_bytes: int | None = None
+    throughput: float | None = None
+    energy_j: float | None = None
+    energy_source: Literal["rapl", "nvml", "predicted"] | None = None
+    first_token_s: float | None = None
+    per_token_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -148,6 +172,11 @@ class Trial:
         return data
 
 
+def latency_from_json(data: Mapping[str, Any]) -> Latency:
+    """Inverse of `dataclasses.asdict` through JSON."""
+    return Latency(**{**data, "block_ratios": tuple(data["block_ratios"]), "warnings": tuple(data["warnings"])})
+
+
 def trial_from_json(data: Mapping[str, Any]) -> Trial:
     """Inverse of `Trial.to_json`; raises `RunMismatchError` when the plan does not match its fingerprint."""
     fields = {k: v for k, v in data.items() if k != "fingerprint"}
@@ -158,10 +187,7 @@ def trial_from_json(data: Mapping[str, Any]) -> Trial:
             f"{data['fingerprint']}; the file was edited or written by another version"
         )
     if data.get("latency"):
-        latency = dict(data["latency"])
-        latency["block_ratios"] = tuple(latency["block_ratios"])
-        latency["warnings"] = tuple(latency["warnings"])
-        fields["latency"] = Latency(**latency)
+        fields["latency"] = latency_from_json(data["latency"])
     if data.get("artifact"):
         fields["artifact"] = Artifact(**data["artifact"])
     return Trial(**fields)

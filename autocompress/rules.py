@@ -240,10 +240,36 @@ class DistillRule(_Strict):
         return tuple(sorted(set(_some(steps))))
 
 
+class SolveRule(_Strict):
+    """The integer program of ``strategy: solve``.
+
+    Attributes:
+        samples: training samples that errors are taken on.
+        points: budgets, evenly spaced in the logarithm of what they limit.
+        refine: plans that are solved anew from what was measured, beyond `points`.
+        sweep: what the budgets limit: "latency", or "size" (bytes of the weights at their bits).
+        max_size: bytes of the weights that any solved plan may take, as a share of the dense ones.
+    """
+
+    samples: Annotated[int, Field(ge=1)] = 256
+    points: Annotated[int, Field(ge=2)] = 40
+    refine: Annotated[int, Field(ge=0)] = 8
+    sweep: Literal["latency", "size"] = "latency"
+    max_size: Share = 1.0
+
+    @property
+    def by_size(self) -> bool:
+        """Whether bytes count beside seconds, so that a precision that is slow may still be wanted."""
+        return self.sweep == "size" or self.max_size < 1
+
+
 class SpaceRules(_Strict):
     """The schema of ``search_spaces/*.yaml``.
 
     Attributes:
+        strategy: "joint" searches everything at once; "solve" chooses bits alone, by an integer program over what
+            each layer costs and loses, without any training.
+        solve: settings of that program.
         groups, blocks, layers, distill: what may be chosen.
         sparsity: levels of zeros spread over all layers together (`plan.GlobalMask`), with `mask_score`.
         repair: of every candidate, see `plan.Plan`.
@@ -252,6 +278,8 @@ class SpaceRules(_Strict):
 
     name: str
     description: str = ""
+    strategy: Literal["joint", "solve"] = "joint"
+    solve: SolveRule = SolveRule()
     groups: GroupRules = GroupRules()
     blocks: BlockRule = BlockRule()
     layers: tuple[LayerRule, ...] = ()
@@ -281,6 +309,25 @@ class SpaceRules(_Strict):
         undone = any(r.quantize.get("rounding") == "gptq" or r.quantize.get("bias_correction") for r in self.layers)
         if self.distill.options.get("fake_quantize") and undone:
             raise ValueError("distill.options.fake_quantize cannot go with gptq or bias_correction, which undo it")
+        return self
+
+    @model_validator(mode="after")
+    def _solvable(self) -> SpaceRules:
+        if self.strategy == "joint":
+            if "solve" in self.model_fields_set:
+                raise ValueError("solve is for strategy 'solve', but the strategy is 'joint'")
+            return self
+        other = [
+            name
+            for name in ("groups", "blocks", "sparsity", "learn", "distill")
+            if getattr(self, name) != type(self).model_fields[name].default
+        ]
+        for number, rule in enumerate(self.layers):
+            fields = LayerRule.model_fields
+            names = [name for name in ("rank", "sparsity") if getattr(rule, name) != fields[name].default]
+            other += [f"layers.{number}.{name}" for name in names]
+        if other:
+            raise ValueError(f"strategy 'solve' chooses precision and weight_bits alone, but got {', '.join(other)}")
         return self
 
     @property

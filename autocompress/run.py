@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from autocompress.budgets import Budgets, parse_drop, parse_seconds, parse_speedup
+from autocompress.elsewhere import MEASURED, read_elsewhere
 from autocompress.errors import ConfigError, near
 from autocompress.front import Front, front_entries
 from autocompress.layers import LayerTable
@@ -85,6 +86,8 @@ class Run:
         min_speedup: str | float | None = None,
         max_drop: str | None = None,
         fingerprint: str | None = None,
+        *,
+        formats: Sequence[str] = (),
     ) -> Picked:
         """Write the model that fits into a folder of its own; chosen on validation.
 
@@ -94,6 +97,7 @@ class Run:
             min_speedup: such as "2x", against the fastest dense fp32.
             max_drop: such as "1pt" or "1%".
             fingerprint: of one candidate, instead of budgets.
+            formats: files to write, of `pick.FORMATS`; the graded one where left out.
 
         Raises:
             NothingFitsError: with the nearest miss and what it lacks.
@@ -102,7 +106,9 @@ class Run:
         if not budgets and not fingerprint:
             raise ConfigError("say what to pick: --max-latency, --min-speedup, --max-drop or --fingerprint")
         trial = self._by_fingerprint(fingerprint) if fingerprint else self.front.choose(budgets)
-        return write_pick(trial, self.front, self.folder, Path(out), self.experiment, list(budgets.sentences()))
+        return write_pick(
+            trial, self.front, self.folder, Path(out), self.experiment, list(budgets.sentences()), formats
+        )
 
     def _by_fingerprint(self, fingerprint: str) -> Trial:
         measured = {t.fingerprint: t for t in self.front.measured}
@@ -139,6 +145,7 @@ class Run:
             status=self.status(),
             folder=str(self.folder),
             nearest_miss=nearest,
+            elsewhere=read_elsewhere(self.folder / MEASURED),
         )
 
     def status(self) -> str:

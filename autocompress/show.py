@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +14,16 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from autocompress.elsewhere import Elsewhere
 from autocompress.front import Front
-from autocompress.records import Trial
+from autocompress.records import Latency, Trial
 from autocompress.report.survivors import SurvivorsInfo
+from autocompress.report.words import speed_up_text
 from autocompress.searching.status import Status
 from autocompress.techniques import Technique
 
 if TYPE_CHECKING:
+    from autocompress.kernels import KernelFact
     from autocompress.toolbox import Compressed  # with torch, which `front` and `report` do without
 
 #: Candidates between two status lines where there is no terminal to keep one.
@@ -92,10 +95,14 @@ def candidate_line(trial: Trial, on_front: bool) -> str:
     mark = "[green]●[/green]" if on_front else "[yellow]over[/yellow]" if trial.state == "INFEASIBLE" else " "
     latency = trial.latency
     span = f"({latency.ratio_best_dense_low:.3f}–{latency.ratio_best_dense_high:.3f})"
+    span = span if latency.source == "measured" else f"({latency.source})"
     return f"{number} {mark} {latency.ratio_best_dense:.3f}x {span}  {trial.quality:.4f}  {escape(trial.what)}"
 
 
 def _interval(entry: dict[str, Any], name: str) -> str:
+    """A ratio with its doubt; in the place of an interval stands where a figure comes from that was not measured."""
+    if entry["latency_source"] != "measured":
+        return f"{entry[name]:.3f} ({entry['latency_source']})"
     return f"{entry[name]:.3f} ({entry[name + '_low']:.3f}–{entry[name + '_high']:.3f})"
 
 
@@ -136,6 +143,44 @@ def _points(value: float | None) -> str:
     return "–" if value is None else f"{value:+.2f}"
 
 
+def kernels_table(facts: Sequence[KernelFact], title: str) -> Table:
+    """What each precision does to each width."""
+    table = Table(title=escape(title), title_justify="left", caption_justify="left", box=None, padding=(0, 2, 0, 0))
+    table.caption = (
+        "ratio: latency to fp32, 95 % interval; dropped: not faster than the next heavier precision that is kept; "
+        "computed in: what the runtime says that the products ran in"
+    )
+    for column in ("layers", "rows", "precision", "ratio", "computed in", ""):
+        table.add_column(column, justify="right" if column in ("rows", "ratio") else "left")
+    for fact in facts:
+        ratio = "–" if fact.ratio is None else f"{fact.ratio:.2f} ({_doubt(fact)})"
+        ran = ", ".join(f"{count} {name}" for name, count in sorted(fact.computed_in.items())) or "–"
+        mark = "[green]kept[/green]" if fact.kept else f"[yellow]dropped[/yellow]: {escape(fact.why)}"
+        table.add_row(f"{fact.kind} {fact.width}", str(fact.rows), fact.precision, ratio, ran, mark)
+    return table
+
+
+def _doubt(fact: KernelFact) -> str:
+    return f"{fact.low:.2f}–{fact.high:.2f}" if fact.source == "measured" else fact.source
+
+
+def elsewhere_table(found: Elsewhere, front: Front) -> Table:
+    """A front where it was searched and on another device."""
+    table = Table(
+        title=escape(found.name), title_justify="left", caption_justify="left", box=None, padding=(0, 2, 0, 0)
+    )
+    table.caption = f"speed-up: to the fastest dense fp32 of each device; there: {escape(found.best_dense)}"
+    for column in ("fingerprint", "latency here", "speed-up here", "latency there", "speed-up there", "what was done"):
+        table.add_column(column, justify="left" if column in ("fingerprint", "what was done") else "right")
+    for trial in front.measured:
+        there, here = found.latencies.get(trial.fingerprint), trial.latency
+        if there is None or here is None:
+            continue
+        cells = [cell for one in (here, there) for cell in (f"{one.latency_s * 1e3:.3g} ms", speed_up_text(one))]
+        table.add_row(trial.fingerprint[:8], *cells, escape(trial.what))
+    return table
+
+
 def techniques_table(found: Sequence[Technique]) -> Table:
     """Techniques by group."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
@@ -169,13 +214,23 @@ def compressed_table(result: Compressed) -> Table:
     before, after = result.size_bytes_before / 1e6, result.size_bytes_after / 1e6
     table.add_row("file", f"{before:.2f} MB", f"{after:.2f} MB")
     if result.latency:
-        dense = result.latency.latency_s / result.latency.ratio * 1e3
-        table.add_row("latency", f"{dense:.3g} ms", f"{result.latency.latency_s * 1e3:.3g} ms")
-        low, high = result.latency.ratio_low, result.latency.ratio_high
-        table.add_row("ratio, same runtime", "1", f"{result.latency.ratio:.3f} ({low:.3f} to {high:.3f})")
+        for row in _latency_rows(result.latency):
+            table.add_row(*row)
     table.add_row("layers changed", "", str(len(result.layers_changed)))
     table.add_row("reloads the same", "", "yes" if result.reloaded else "NO")
     return table
+
+
+def _latency_rows(latency: Latency) -> Iterator[tuple[str, str, str]]:
+    """What, dense, compressed."""
+    source = "" if latency.source == "measured" else f", {latency.source}"
+    dense = latency.latency_s / latency.ratio
+    yield f"latency{source}", f"{dense * 1e3:.3g} ms", f"{latency.latency_s * 1e3:.3g} ms"
+    if latency.first_token_s is not None and latency.per_token_s is not None:
+        yield "  first token", "", f"{latency.first_token_s * 1e3:.3g} ms"
+        yield "  each token after it", "", f"{latency.per_token_s * 1e3:.3g} ms"
+    doubt = f"{latency.ratio_low:.3f} to {latency.ratio_high:.3f}" if latency.source == "measured" else latency.source
+    yield "ratio, same runtime", "1", f"{latency.ratio:.3f} ({doubt})"
 
 
 def survivors_table(info: SurvivorsInfo) -> Table:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,21 @@ import torch
 from torch import nn
 
 from autocompress.compressing.shape import restore
+from autocompress.devices import open_bench
 from autocompress.environment import environment
 from autocompress.errors import ConfigError, ModelError, PlanError
-from autocompress.export.export import to_arrays
+from autocompress.export.folder import INTEGERS
 from autocompress.hardware import HardwareProfile, check_precisions, load_profile
 from autocompress.layers import LayerTable
-from autocompress.measure.latency import Bench
-from autocompress.pipeline import Built, Workshop, build_into, open_workshop, score_artifact
+from autocompress.measure.decoding import open_graded
+from autocompress.measure.queries import read_queries
+from autocompress.pipeline import Built, Workshop, build_into, open_workshop, score_artifact, write_workload
 from autocompress.plan import Plan, check_plan, describe, plan_from_json
 from autocompress.records import Latency, write_atomic, write_json
 from autocompress.report.survivors import SurvivorsInfo, draw_survivors, survivors_info
-from autocompress.runtimes import open_session
+from autocompress.runtimes import model_file
 from autocompress.survey import kind_of, survey
+from autocompress.tasks.causal_lm import query_tokens
 from autocompress.tasks.task import Task, logits_of
 from autocompress.weights import weight_of
 
@@ -46,7 +50,7 @@ class Compressed:
     """What one plan made of a model.
 
     Attributes:
-        folder: holds model.onnx, weights.safetensors, plan.json, the dense model beside it, and the bank.
+        folder: holds the exported file, weights.safetensors, plan.json, the dense model beside it, and the bank.
         plan: as applied: what a recipe learned stands in its place.
         what: the plan in words.
         metric: of the qualities.
@@ -110,15 +114,16 @@ def compress(
     """
     profile = load_profile(hardware)
     root = Path(out)
-    workload = task.workload_inputs(profile.workload.batch, profile.workload.sequence_length)
+    workload = task.workload_inputs(profile.workload.batch, query_tokens(profile.workload))
     check_student(task)
     table = survey(task.source, workload)
     wanted = read_plan(plan, table)
     check_plan(wanted, table)
     check_precisions(wanted, table, profile)
     _settle(root)
-    np.savez(root / "inputs.npz", **to_arrays(workload))  # type: ignore[arg-type]
-    with Bench(profile, root / "inputs.npz", root / "dense" / "model.onnx") as bench:
+    write_workload(root / "inputs.npz", task, profile.workload)
+    dense_file = root / "dense" / model_file(profile.runtime)
+    with closing(open_bench(profile, root / "inputs.npz", dense_file, table)) as bench:
         shop = open_workshop(root, task, table, profile, bench, bank_limit=bank_limit)
         dense = build_into(root / "dense", Plan(), _dense_shop(shop), keep_weights=False)
         built = build_into(root, wanted, shop)
@@ -171,7 +176,8 @@ def _settle(root: Path) -> None:
     if root.is_dir() and any(root.iterdir()) and not ours:
         raise ConfigError(f"--out {root}: holds other files; choose an empty folder, or that of an earlier result")
     root.mkdir(parents=True, exist_ok=True)
-    for name in (CARD, "result.json", "survivors.html", "model.onnx", "weights.safetensors", "plan.json"):
+    written = ("model.onnx", "model.pt2", "weights.safetensors", INTEGERS, "plan.json", "survivors.html")
+    for name in (CARD, "result.json", *written):
         (root / name).unlink(missing_ok=True)
     (root / MARK).touch()
 
@@ -197,7 +203,7 @@ def _card(task: Task, profile: HardwareProfile, latency: Latency | None) -> dict
         "task": task.name,
         "metric": task.metric.name,
         "runtime": profile.runtime,
-        "threads": profile.threads,
+        "threads": profile.host_threads,
         "inputs": list(task.input_names),
         "classes": list(task.classes),
         "latency": asdict(latency) if latency else None,
@@ -225,9 +231,9 @@ def _same(left: nn.Module, right: nn.Module) -> bool:
 
 _RELOAD = """\
 import sys, numpy, autocompress
+from autocompress.measure.queries import read_queries
 folder, inputs, outputs = sys.argv[1:]
-with numpy.load(inputs, allow_pickle=False) as arrays:
-    numpy.save(outputs, autocompress.load(folder).run(dict(arrays))[0], allow_pickle=False)
+numpy.save(outputs, autocompress.load(folder).run(read_queries(inputs)[0])[0], allow_pickle=False)
 """
 
 
@@ -240,9 +246,9 @@ def _reloads_file(root: Path, profile: HardwareProfile) -> bool:
         return False
     found = np.load(answer, allow_pickle=False)
     answer.unlink()
-    with np.load(root / "inputs.npz", allow_pickle=False) as arrays:
-        expected = open_session(root / "model.onnx", profile.runtime, profile.threads).run(dict(arrays))[0]
-    return _close(found, expected)
+    file = root / model_file(profile.runtime)
+    session = open_graded(file, profile.runtime, profile.host_threads, profile.host_device)
+    return _close(found, session.run(read_queries(root / "inputs.npz")[0])[0])
 
 
 def _reloads_weights(root: Path, built: Built, task: Task, table: LayerTable) -> bool:

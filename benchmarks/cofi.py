@@ -1,6 +1,6 @@
 """CoFi against optimal brain surgeon + distillation at equal training time, MiniLM on SST-2.
 
-    python benchmarks/cofi.py [--sparsity 0.6] [--minutes 30] [--seed 0] [--threads 2] [--show]
+    python benchmarks/cofi.py [--sparsity 0.6] [--arm cofi] [--minutes 30] [--seed 0] [--threads 2] [--show]
 
 Both train for the same number of seconds, told in processor time of one thread so that other programs do not matter:
 the steps of each are chosen from the measured time of a step, a quarter of CoFi's after the gates are settled. The
@@ -112,12 +112,12 @@ class Contest:
 
 
 def main() -> None:
-    chosen = common.options(__doc__, sparsity=0.0, minutes=30.0, seed=0)
+    chosen = common.options(__doc__, sparsity=0.0, arm="", minutes=30.0, seed=0)
     sheet = common.Sheet("cofi")
     if not chosen.show:
         contest = Contest(chosen.seed)
         for sparsity in [chosen.sparsity] if chosen.sparsity else (0.6, 0.9):
-            for arm in ("cofi", "baseline"):
+            for arm in [chosen.arm] if chosen.arm else ("cofi", "baseline"):
                 work = functools.partial(contest.scored, arm, sparsity, 60 * chosen.minutes)
                 sheet.run(work, arm=arm, sparsity=sparsity, minutes=chosen.minutes, seed=chosen.seed)
     rows = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -50,6 +50,15 @@ def encoder_table(blocks: int = 2) -> LayerTable:
     layers.append(Layer("conv", "conv", (4, 1, 3, 3), 40, 360, why_not={"factorize": "it is a convolution"}))
     layers.append(Layer("classifier", "linear", (3, 8), 27, 24))
     return LayerTable(tuple(layers), tuple(groups), sum(layer.params for layer in layers))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _locks_of_our_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests claim nothing about seconds, so they need not wait for whoever measures on this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("locks")
+        patch.setattr("autocompress.measure.lock.lock_folder", lambda: folder)
+        yield
 
 
 @pytest.fixture(scope="session")

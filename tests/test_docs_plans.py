@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel
 
 from autocompress.experiment import Experiment
-from autocompress.hardware import HardwareProfile, Rounding, Timing, Workload
+from autocompress.hardware import Chip, HardwareProfile, Rounding, Timing, Workload
 from autocompress.layers import Group, Layer, LayerTable, Slice, Stub
 from autocompress.plan import (
     PRECISIONS,
@@ -191,7 +191,7 @@ def test_patterns_go_by_the_precedence_that_the_page_tells() -> None:
 
 
 def test_the_experiment_shown_is_legal() -> None:
-    shown = re.findall(r"```yaml\n(.*?)```", SETTINGS, flags=re.S)[2]
+    shown = re.findall(r"```yaml\n(.*?)```", SETTINGS, flags=re.S)[3]
     assert Experiment.model_validate(yaml.safe_load(shown)).bank_limit == "2GB"
 
 
@@ -201,7 +201,7 @@ def test_every_shipped_space_is_in_the_table() -> None:
 
 
 @pytest.mark.parametrize(
-    "schema", [SpaceRules, GroupRules, BlockRule, LayerRule, DistillRule, Bounds, Rounding, Timing, Workload]
+    "schema", [SpaceRules, GroupRules, BlockRule, LayerRule, DistillRule, Bounds, Rounding, Timing, Workload, Chip]
 )
 def test_every_key_of_a_schema_is_shown(schema: type[BaseModel]) -> None:
     shown = "".join(re.findall(r"```yaml\n(.*?)```", SETTINGS, flags=re.S))
@@ -214,3 +214,5 @@ def test_quantize_options_and_kernels_are_named() -> None:
     shown = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", SETTINGS, flags=re.S)[1])
     profile = HardwareProfile.model_validate({"name": "shown", **shown, "threads": 1})
     assert all("fp16" in levels for levels in profile.precisions.values())
+    analytic = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", SETTINGS, flags=re.S)[2])
+    assert HardwareProfile.model_validate({"name": "shown", **analytic}).chip

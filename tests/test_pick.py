@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from autocompress.errors import ConfigError
+from autocompress.errors import ConfigError, ExportError, MeasureError
 from autocompress.front import Front, front_entry
 from autocompress.pick import load, snippet, write_pick
 from autocompress.plan import Plan
+from autocompress.runtimes import installed_runtimes
 
 RESOLVED = {
     "task": "digits",
@@ -38,10 +41,14 @@ def doubling_model() -> bytes:
     return model.SerializeToString()
 
 
+DIGEST = hashlib.sha256(doubling_model()).hexdigest()
+
+
 @pytest.fixture
 def trials(make_trial):
     dense = make_trial(0, 1.0, 0.90, plan=Plan(), origin="dense", quality_test=0.88)
-    return dense, make_trial(1, 0.5, 0.89, 0.02, quality_test=0.87), make_trial(2, 0.25, 0.80)
+    made = dense, make_trial(1, 0.5, 0.89, 0.02, quality_test=0.87), make_trial(2, 0.25, 0.80)
+    return tuple(t.replace(artifact=replace(t.artifact, sha256=DIGEST)) for t in made)
 
 
 @pytest.fixture
@@ -61,6 +68,7 @@ def run(tmp_path, trials):
         (place / "plan.json").write_text(json.dumps(trial.plan.to_json()))
     (place / "weights.safetensors").unlink()
     (folder / "experiment.yaml").write_text("task: digits\n")
+    np.savez(folder / "inputs.npz", x=np.array([[1, 5, 2]], "float32"))
     return folder
 
 
@@ -156,3 +164,80 @@ def test_the_snippet_of_the_readme_runs_without_autocompress(run, front, trials,
 
 def test_a_task_without_a_snippet_leaves_the_inputs_to_the_reader():
     assert "inputs = ...  # input name to array" in snippet({**RESOLVED, "snippet": None})
+
+
+needs_openvino = pytest.mark.skipif("openvino" not in installed_runtimes(), reason="OpenVINO is an extra")
+
+
+def test_the_card_lists_the_files(run, front, trials, tmp_path):
+    picked = write_pick(trials[1], front, run, tmp_path / "p", EXPERIMENT, [])
+    card = json.loads((tmp_path / "p" / "card.json").read_text())
+    assert card["files"] == [
+        {
+            "path": "model.onnx",
+            "format": "onnx",
+            "size_bytes": len(doubling_model()),
+            "sha256": DIGEST,
+            "deviation": trials[1].artifact.deviation,
+            "deviation_from": "torch",
+        }
+    ]
+    assert [item.path for item in picked.files] == ["model.onnx"]
+
+
+@needs_openvino
+def test_other_formats_are_written_on_request(run, front, trials, tmp_path):
+    picked = write_pick(trials[1], front, run, tmp_path / "p", EXPERIMENT, [], ("onnx", "openvino"))
+    assert {"model.onnx", "model.xml", "model.bin"} <= files(tmp_path / "p")
+    listed = {item.path: item for item in picked.files}
+    assert set(listed) == {"model.onnx", "model.xml", "model.bin"}
+    for name, item in listed.items():
+        content = (tmp_path / "p" / name).read_bytes()
+        assert (item.size_bytes, item.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+    assert (listed["model.xml"].deviation, listed["model.xml"].deviation_from) == (0.0, "model.onnx")
+    text = (tmp_path / "p" / "README.md").read_text()
+    assert "`model.xml` with `model.bin`" in text
+    write_pick(trials[1], front, run, tmp_path / "p", EXPERIMENT, [])
+    assert not {"model.xml", "model.bin"} & files(tmp_path / "p")  # of the earlier pick
+
+
+@needs_openvino
+def test_load_opens_what_the_runtime_takes(run, front, trials, tmp_path):
+    write_pick(trials[1], front, run, tmp_path / "p", EXPERIMENT, [], ("openvino",))
+    assert "model.onnx" not in files(tmp_path / "p")
+    x = np.array([[1, 5, 2]], "float32")
+    np.testing.assert_array_equal(load(tmp_path / "p", "openvino").run({"x": x})[0], 2 * x)
+    with pytest.raises(ConfigError, match="holds openvino, but onnxruntime loads onnx; pick again with --format onnx"):
+        load(tmp_path / "p")
+    with pytest.raises(MeasureError, match="unknown runtime 'onnxrunime'"):
+        write_pick(trials[1], front, run, tmp_path / "p", EXPERIMENT, []).load("onnxrunime")
+
+
+@needs_openvino
+def test_the_snippet_of_openvino_runs_without_autocompress(run, front, trials, tmp_path):
+    write_pick(trials[1], front, run, tmp_path / "p", EXPERIMENT, [], ("openvino",))
+    code = (tmp_path / "p" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    assert "autocompress" not in code
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "p", capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[1]"
+
+
+def test_a_file_that_was_changed_since_is_refused(run, front, trials, tmp_path):
+    with (run / trials[1].artifact.path).open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(ExportError, match=r"model\.onnx: was changed since it was graded"):
+        write_pick(trials[1], front, run, tmp_path / "p", EXPERIMENT, [])
+
+
+def test_unknown_formats_are_refused_before_anything_is_written(run, front, trials, tmp_path):
+    with pytest.raises(ConfigError, match=r"--format 'openvin' is unknown; did you mean 'openvino'"):
+        write_pick(trials[1], front, run, tmp_path / "p", EXPERIMENT, [], ("onnx", "openvin"))
+    assert not (tmp_path / "p").exists()
+    picked = write_pick(trials[1], front, run, tmp_path / "p", EXPERIMENT, [], ("onnx", "onnx"))
+    assert len(picked.files) == 1
+
+
+def test_a_plain_pick_needs_no_torch():
+    code = "import sys, autocompress.run, autocompress.pick; print(sorted({'torch', 'onnx'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -129,7 +129,9 @@ def test_the_artifact_is_graded_and_not_the_float_model(shop: Workshop, done: Tr
 def test_the_folder_holds_plan_weights_and_file(shop: Workshop, done: Trial) -> None:
     folder = shop.artifact_folder(EVERYTHING)
     assert folder == shop.root / "artifacts" / f"{EVERYTHING.fingerprint}-r0"
-    assert sorted(path.name for path in folder.iterdir()) == ["model.onnx", "plan.json", "weights.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "integers.safetensors", "model.onnx", "plan.json", "weights.safetensors",
+    ]  # fmt: skip
     assert plan_from_json(json.loads((folder / "plan.json").read_text())) == EVERYTHING
     content = (shop.root / done.artifact.path).read_bytes()
     assert hashlib.sha256(content).hexdigest() == done.artifact.sha256

@@ -11,7 +11,8 @@ PUBLIC = [
     "Artifact", "AutocompressError", "Cofi", "Compressed", "Distill", "Examples", "Factorize", "Front",
     "GlobalMask", "Gradual", "HardwareProfile", "Latency", "LayerPlan", "LayerTable", "Lora", "LotteryTicket",
     "Mask", "Metric", "Picked", "Plan", "Prune", "Quantize", "Run", "Task", "TaskSource", "Terms", "Trial",
-    "compress", "load", "load_profile", "load_space", "load_task", "plan_from_json", "restore", "search",
+    "compress", "from_pretrained", "load", "load_profile", "load_space", "load_task", "plan_from_json", "restore",
+    "search",
 ]  # fmt: skip
 
 

@@ -52,7 +52,10 @@ def test_files_that_it_links_to_exist() -> None:
         assert (ROOT / target).exists(), target
 
 
-@pytest.mark.parametrize(("place", "schema"), [(0, "SpaceRules"), (1, "HardwareProfile")], ids=["space", "profile"])
+SHOWN = [(0, "SpaceRules"), (1, "HardwareProfile"), (2, "HardwareProfile")]
+
+
+@pytest.mark.parametrize(("place", "schema"), SHOWN, ids=["space", "profile", "chip"])
 def test_settings_shown_in_the_docs_are_legal(place: int, schema: str) -> None:
     import yaml
 

@@ -192,3 +192,44 @@ def test_the_defaults_of_the_recovery_are_checked_by_the_file(write):
 def test_the_name_is_the_file_unless_given(write):
     assert load_space(write("description: x\n")).name == "mine"
     assert load_space(write("name: other\n")).name == "other"
+
+
+@pytest.mark.parametrize(
+    ("text", "messages"),
+    [
+        pytest.param("strategy: solved", ["strategy: input should be 'joint' or 'solve', but got 'solved'"],
+                     id="strategy"),
+        pytest.param("strategy: solve\nsolve: {points: 1}",
+                     ["solve.points: input should be greater than or equal to 2, but got 1"], id="points"),
+        pytest.param("strategy: solve\nsolve: {max_size: 0}",
+                     ["solve.max_size: input should be greater than 0, but got 0"], id="max_size"),
+        pytest.param("strategy: solve\nsolve: {sweep: energy}",
+                     ["solve.sweep: input should be 'latency' or 'size', but got 'energy'"], id="sweep"),
+        pytest.param("strategy: solve\nsolve: {budget: 3}", ["solve.budget: unknown key"], id="unknown_key"),
+        pytest.param("solve: {points: 20}", ["solve is for strategy 'solve', but the strategy is 'joint'"],
+                     id="solve_without_strategy"),
+        pytest.param("strategy: solve\ngroups: {heads: [1.0, 0.5]}\ndistill: {steps: [0, 10]}",
+                     ["strategy 'solve' chooses precision and weight_bits alone, but got groups, distill"],
+                     id="structure"),
+        pytest.param("strategy: solve\nlayers: [{rank: [0.5]}, {sparsity: [0, 0.5]}]",
+                     ["but got layers.0.rank, layers.1.sparsity"], id="rank"),
+        pytest.param("strategy: solve\nlearn: [null, {recipe: gradual, sparsity: 0.5}]\nsparsity: [0, 0.5]\n"
+                     "blocks: {remove: true}", ["but got blocks, sparsity, learn"], id="recipe"),
+    ],
+)  # fmt: skip
+def test_what_the_integer_program_cannot_choose_is_refused(write, text, messages):
+    with pytest.raises(SpaceError, match=r"mine\.yaml: ") as caught:
+        load_space(write(text))
+    for message in messages:
+        assert message in str(caught.value)
+
+
+def test_a_space_is_searched_jointly_unless_it_says_otherwise(write):
+    assert load_space(write("description: x\n")).strategy == "joint"
+    rules = load_space(write("strategy: solve\nlayers: [{precision: [fp32, int8], weight_bits: [8, 4]}]\n"))
+    assert (rules.strategy, rules.solve.points, rules.solve.by_size) == ("solve", 40, False)
+
+
+@pytest.mark.parametrize(("solve", "by_size"), [("sweep: size", True), ("max_size: 0.5", True), ("refine: 2", False)])
+def test_bytes_count_where_they_are_swept_or_limited(write, solve, by_size):
+    assert load_space(write(f"strategy: solve\nsolve: {{{solve}}}\n")).solve.by_size == by_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -51,8 +52,30 @@ def test_profile_loads_by_name_and_by_path(file):
     assert load_profile(file.stem) == profile
     assert profile.name == file.stem
     assert profile.description
-    assert 1 <= profile.threads <= cores()
+    assert profile.threads >= 1
+    assert profile.threads <= cores() or profile.latencies == "analytic"
+    assert 1 <= profile.host_threads <= cores()
     assert set(profile.precisions) == {"linear", "conv", "embedding"}
+
+
+def test_the_shipped_profiles_are_of_every_kind_that_needs_no_table():
+    kinds = Counter(load_profile(file).latencies for file in PROFILES)
+    assert set(kinds) == {"measured", "analytic"}
+    assert sum(kinds.values()) >= 8
+
+
+@pytest.mark.parametrize("file", [file for file in PROFILES if "latencies: analytic" in file.read_text()], ids=stem)
+def test_an_analytic_profile_says_whose_figures_it_has_and_loads_on_the_smallest_machine(file, monkeypatch):
+    monkeypatch.setattr("autocompress.hardware.cores", lambda: 1)
+    profile = load_profile(file)
+    chip = profile.chip
+    assert chip is not None
+    assert chip.name
+    assert len(chip.source) > 20
+    assert "predicted" in profile.description
+    assert set(chip.efficiency) == set(chip.peaks)
+    assert list(chip.peaks.values()) == sorted(chip.peaks.values()), "fewer bits are never slower"
+    assert profile.workload.batch == 1
 
 
 @pytest.mark.parametrize("profile_file", PROFILES, ids=stem)

@@ -1,4 +1,4 @@
-"""The verb `export_model`: torch model + integers → one ONNX file that agrees with them."""
+"""The verb `export_model`: torch model + integers → one file that agrees with them; here, ONNX."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
@@ -22,25 +21,16 @@ from torch import Tensor, nn
 from autocompress.compressing.codes import Codes
 from autocompress.compressing.quantize import simulate
 from autocompress.errors import ExportError
+from autocompress.export.decoder import decoder_agreement, decoder_graph
+from autocompress.export.fresh import TOLERANCE as TOLERANCE
+from autocompress.export.fresh import allowed, relative_distance
 from autocompress.export.integers import insert_codes
 from autocompress.records import Artifact, write_atomic
-from autocompress.runtimes import open_session
+from autocompress.runtimes import RUNTIMES, Device, open_session
 from autocompress.tasks.task import Task, logits_of
 
 OPSET = 17
 OUTPUT = "logits"
-
-#: Largest allowed deviation from the torch twin, relative L2. Integer arithmetic rounds at
-#: other places than its float simulation, and one flipped code in an early layer moves everything behind it.
-TOLERANCE: Mapping[str, float] = {
-    "fp32": 1e-4,
-    "fp16": 1e-4,
-    "int8": 0.15,
-    "int8-dynamic": 0.15,
-    "int8-weights": 1e-4,
-    "int4-weights": 0.15,
-}
-
 
 #: Runtimes whose integer convolutions must write integers. OpenVINO's need not, and a rounded output goes wrong there
 #: where a constant is appended to it (2026.4: a ViT's class token).
@@ -108,34 +98,58 @@ def codes_for(codes: Mapping[str, Codes], runtime: str) -> dict[str, Codes]:
 
 
 def export_model(
-    model: nn.Module, codes: Mapping[str, Codes], task: Task, path: Path, root: Path, fingerprint: str, runtime: str
+    model: nn.Module,
+    codes: Mapping[str, Codes],
+    task: Task,
+    path: Path,
+    root: Path,
+    fingerprint: str,
+    runtime: str,
+    *,
+    device: Device = "cpu",
+    past: bool = False,
 ) -> Artifact:
-    """Write the model with its integers to `path` and check the file against torch.
+    """Write the model with its integers to `path`, in the runtime's first format, and check the file against torch.
 
     Args:
         model: shaped and recovered, in float.
         codes: integers by module name, from `compressing.quantize`.
         task: gives example inputs.
-        path: the ONNX file to write.
+        path: the file to write.
         root: run folder, to which `Artifact.path` is relative.
         fingerprint: of the plan.
         runtime: that checks the file.
+        device: where it does.
+        past: export a decoder that continues from a past (an empty one is the prefill), and let it continue text.
 
     Raises:
         ExportError: the file's outputs leave the torch model's by more than `TOLERANCE` allows.
     """
+    if runtime in RUNTIMES and RUNTIMES[runtime].formats[0] == "pt2":
+        if past:
+            raise ExportError(
+                f"runtime {runtime} loads .pt2 files, which hold no past: a decoder needs an ONNX runtime"
+            )
+        from autocompress.export.program import export_program  # which imports from here
+
+        return export_program(model, codes, task, path, root, fingerprint, runtime, device=device)
     codes = codes_for(codes, runtime)
-    content = insert_codes(float_graph(model, task), codes).SerializeToString()
+    graph = decoder_graph(model, task) if past else float_graph(model, task)
+    content = insert_codes(graph, codes).SerializeToString()
     aside = path.with_name("unverified.onnx")
     write_atomic(aside, content)
     computing = {name for name in codes if not isinstance(model.get_submodule(name), nn.Embedding)}  # lookups do not
     precisions = {codes[name].precision for name in computing} | {"fp32"}
-    deviation = agreement(simulate(model, codes), aside, task, runtime)
-    allowed = max(TOLERANCE[precision] for precision in precisions)
-    if not deviation <= allowed:
+    twin, most = simulate(model, codes), allowed(precisions)
+    if past:
+        found = decoder_agreement(twin, open_session(aside, runtime, 1, device), task)
+        deviation, worst = found.deviation, found.worst
+    else:
+        deviation = worst = agreement(twin, aside, task, runtime, device)
+    if not worst <= most:
         raise ExportError(
-            f"{path}: its outputs lie {deviation:.3g} (relative L2) from the torch model's, "
-            f"more than the {allowed:g} allowed for {', '.join(sorted(precisions))}"
+            f"{path}: its outputs lie {worst:.3g} (relative L2) from the torch model's, "
+            f"more than the {most:g} allowed for {', '.join(sorted(precisions))}"
         )
     os.replace(aside, path)
     return Artifact(
@@ -148,16 +162,12 @@ def export_model(
     )
 
 
-def agreement(twin: nn.Module, path: Path, task: Task, runtime: str) -> float:
+def agreement(twin: nn.Module, path: Path, task: Task, runtime: str, device: Device = "cpu") -> float:
     """Relative L2 distance between the file's outputs and the twin's over up to 16 calibration samples; inf for NaN."""
     inputs, _targets = task.calibration().batch(range(min(16, task.score_batch, len(task.calibration()))))
     with torch.inference_mode():
         expected = logits_of(twin(**inputs)).numpy()
-    session = open_session(path, runtime, 1)
-    found = session.run(to_arrays(inputs))[0]
-    scale = float(np.linalg.norm(expected)) or 1.0
-    distance = float(np.linalg.norm(found - expected)) / scale if found.shape == expected.shape else np.inf
-    return distance if np.isfinite(distance) else float("inf")
+    return relative_distance(open_session(path, runtime, 1, device).run(to_arrays(inputs))[0], expected)
 
 
 def to_arrays(inputs: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:

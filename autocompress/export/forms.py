@@ -5,7 +5,8 @@ Where each node stands is what decides whether a runtime fuses it:
 - static int8: one unsigned 8-bit Q/DQ pair on the input, shared by every layer that reads the same tensor with
   the same steps, behind a Clip where there are fewer than 256; a signed 8-bit weight behind its DQ. None on the output
   of a linear. On a convolution's output one, behind the ReLU if that alone follows: without it ONNX Runtime computes
-  in float. A float bias behind MatMul, an int32 one inside Gemm and Conv.
+  in float. A shortcut around convolutions starts at the integers that they read. A float bias behind MatMul, an int32
+  one inside Gemm and Conv.
 - dynamic int8: DynamicQuantizeLinear, shared likewise, then MatMulInteger and one scaling.
 - 4-bit weights: MatMulNBits and GatherBlockQuantized, ONNX Runtime's own operators, which OpenVINO reads too.
 - fp16: half-precision constants behind a Cast; processors compute in float32.
@@ -13,7 +14,7 @@ Where each node stands is what decides whether a runtime fuses it:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -141,6 +142,16 @@ def round_behind(graph: Graph, node: NodeProto) -> None:
         graph.shared["static", output, steps] = (_pair(graph, last.output[0], steps, output),)
 
 
+def read_rounded(graph: Graph, node: NodeProto, steps: Mapping[str, Steps]) -> None:
+    """Add a node that reads those of its inputs that have steps through their quantizers."""
+    copied = NodeProto()
+    copied.CopyFrom(node)
+    for place, name in enumerate(node.input):
+        if name in steps:
+            copied.input[place] = _quantized_input(graph, name, steps[name])
+    graph.nodes.append(copied)
+
+
 def _with_bias(graph: Graph, node: NodeProto, product: str) -> None:
     """Give the product the name that the graph expects, through the bias that a Gemm carried inside."""
     if node.op_type == "Gemm" and len(node.input) > 2:
@@ -176,6 +187,12 @@ def pack_four_bits(values: NDArray[np.int8]) -> NDArray[np.uint8]:
     if offset.shape[-1] % 2:
         offset = np.concatenate([offset, np.full((*offset.shape[:-1], 1), 8, dtype=np.uint8)], axis=-1)
     return (offset[..., 0::2] | (offset[..., 1::2] << 4)).astype(np.uint8)
+
+
+def unpack_four_bits(packed: NDArray[np.uint8], count: int) -> NDArray[np.int8]:
+    """The first `count` codes along the last axis of what `pack_four_bits` made."""
+    halves = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
+    return (halves[..., :count].astype(np.int16) - 8).astype(np.int8)
 
 
 def _blocks(codes: Codes) -> NDArray[np.int8]:

@@ -1,4 +1,4 @@
-"""The arithmetic of timing: blocks in turn, drift, bootstrap, early stop. Pure; whoever calls gives the clocked runs.
+"""The arithmetic of timing: blocks in turn, what is thrown away, intervals, when to stop. Pure; the caller runs blocks.
 
 A *contestant* is something that can be run. A *round* runs every contestant's block once forwards and once
 backwards (ABC CBA), so that a slow drift of the machine hits all alike. The first contestant is the reference.
@@ -6,17 +6,32 @@ backwards (ABC CBA), so that a slow drift of the machine hits all alike. The fir
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.hardware import Timing
+from autocompress.measure.blocks import Block
 
 BOOTSTRAPS = 1000
 PATIENCE = 3
-MAX_REJECTED_SHARE = 0.5
+#: Of rounds that are all faulty, the better half is kept.
+KEPT_SHARE = 0.5
+
+#: Differences under this are called equal, however narrow the interval: two loads of one file differ by as much.
+RESOLUTION = 0.02
+
+#: The table tier stops at this interquartile range / median of its block medians, or after so many seconds.
+TABLE_SPREAD = 0.03
+TABLE_SECONDS = 0.5
+TABLE_BLOCKS = 5
+
+#: Below so many queries a 99th percentile is not told.
+P99_QUERIES = 1000
 
 
 @dataclass
@@ -24,16 +39,20 @@ class Rounds:
     """What was timed.
 
     Attributes:
-        times: contestant to the seconds of each query, in the rounds that were kept.
-        blocks: contestant to its mean block median of each kept round.
-        rejected: rounds thrown away because the reference drifted.
-        drifting: rounds kept although the reference drifted, because too many did.
+        times: contestant to the seconds of each query that nobody disturbed, in the rounds that were kept.
+        blocks: contestant to its mean block figure of each kept round.
+        rejected: rounds thrown away.
+        contended: of these, the ones in which other programs took the processor; the reference drifted in the rest.
+        drifting, crowded: rounds kept although the reference drifted or other programs took the processor, for want
+            of better ones.
     """
 
     times: dict[str, list[float]] = field(default_factory=dict)
     blocks: dict[str, list[float]] = field(default_factory=dict)
     rejected: int = 0
+    contended: int = 0
     drifting: int = 0
+    crowded: int = 0
 
     def ratios(self, contestant: str, reference: str) -> NDArray[np.float64]:
         """Contestant / reference of each kept round."""
@@ -61,49 +80,166 @@ class Interval:
 
 def bootstrap_median(values: NDArray[np.float64], seed: int = 0) -> Interval:
     """Median of the values and the 2.5 and 97.5 % points of the medians of `BOOTSTRAPS` resamples."""
-    draws = np.random.default_rng(seed).integers(0, len(values), (BOOTSTRAPS, len(values)))
-    medians = np.median(values[draws], axis=1)
-    low, high = np.quantile(medians, [0.025, 0.975])
+    low, high = np.quantile(_medians(values, np.random.default_rng(seed)), [0.025, 0.975])
     return Interval(float(np.median(values)), float(low), float(high))
+
+
+def bootstrap_nested(groups: Sequence[NDArray[np.float64]], seed: int = 0) -> Interval:
+    """Median over the groups of each group's median; the interval resamples groups, then values within them.
+
+    What differs from one process to the next (where memory lies, which core serves) is constant within it: blocks of
+    one process, however many, do not see it. Each group weighs alike. One group gives `bootstrap_median`.
+    """
+    if len(groups) == 1:
+        return bootstrap_median(groups[0], seed)
+    rng = np.random.default_rng(seed)
+    picks = rng.integers(0, len(groups), (BOOTSTRAPS, len(groups)))
+    drawn = np.zeros(picks.shape)
+    for slot in range(len(groups)):
+        for number, values in enumerate(groups):
+            chosen = picks[:, slot] == number
+            drawn[chosen, slot] = _medians(values, rng)[chosen]
+    low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
+    return Interval(float(np.median([np.median(values) for values in groups])), float(low), float(high))
+
+
+def _medians(values: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+    draws = rng.integers(0, len(values), (BOOTSTRAPS, len(values)))
+    medians: NDArray[np.float64] = np.median(values[draws], axis=1)
+    return medians
+
+
+def verdict(ratio: Interval) -> Literal["faster", "equal", "slower"]:
+    """What a ratio's interval allows to say: a difference must exclude 1 and exceed `RESOLUTION`."""
+    if ratio.high < 1 and ratio.value < 1 - RESOLUTION:
+        return "faster"
+    return "slower" if ratio.low > 1 and ratio.value > 1 + RESOLUTION else "equal"
+
+
+def order_decided(ratios: NDArray[np.float64], rivals: Sequence[float]) -> bool:
+    """Whether the interval of the ratios' median excludes every rival's ratio, so that its rank is known."""
+    found = bootstrap_median(ratios)
+    return bool(rivals) and not any(found.low <= rival <= found.high for rival in rivals)
+
+
+def p99(times: Sequence[float]) -> Interval | None:
+    """The 99th percentile with its order-statistic interval of 95 % or more; None below `P99_QUERIES` values.
+
+    The interval runs between the r-th and s-th smallest values with P(r ≤ B < s) ≥ 0.95 for B ~ Binomial(n, 0.99),
+    with at most 2.5 % on either side (Conover, Practical Nonparametric Statistics, 3.2).
+    """
+    n = len(times)
+    if n < P99_QUERIES:
+        return None
+    ordered = np.sort(np.array(times))
+    k = np.arange(n + 1)
+    logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
+    below = np.cumsum(np.exp(logs[n] - logs[k] - logs[n - k] + k * math.log(0.99) + (n - k) * math.log(0.01)))
+    first = int(np.searchsorted(below, 0.025, side="right"))  # P(B < first) ≤ 2.5 %
+    last = min(n, int(np.searchsorted(below, 0.975)) + 1)  # P(B ≥ last) ≤ 2.5 %
+    return Interval(float(np.quantile(ordered, 0.99)), float(ordered[max(1, first) - 1]), float(ordered[last - 1]))
+
+
+@dataclass(frozen=True)
+class _Round:
+    """Both blocks of every contestant, and what is wrong with them."""
+
+    halves: Mapping[str, tuple[Block, Block]]
+    drift: float
+
+    @property
+    def waited(self) -> float:
+        """Largest share of a block's time that its threads stood in line."""
+        return max(block.waited_share for pair in self.halves.values() for block in pair)
+
+    @property
+    def contended(self) -> bool:
+        return any(block.contended for pair in self.halves.values() for block in pair)
 
 
 def time_in_turn(
     names: Sequence[str],
-    run_block: Callable[[str], list[float]],
+    run_block: Callable[[str], Block],
     protocol: Timing,
     enough_queries: int = 0,
+    decided: Callable[[Rounds], bool] | None = None,
 ) -> Rounds:
     """Run rounds until every ratio to the first name is known to `protocol.half_width`, or the rounds run out.
 
-    A round whose reference blocks, before and after, differ by more than `protocol.drift` is thrown away, unless
-    more than half of all rounds would be: then it is kept and counted as drifting.
+    A round is thrown away when other programs took the processor in it, or when its reference blocks, before and
+    after, differ by more than `protocol.drift`. Where fewer than `protocol.min_blocks` rounds are left, the best of
+    the others stand in, half of all rounds, and are counted as such: a busy machine still gives an answer, and in
+    no more than `PATIENCE` times the time of `protocol.max_blocks` undisturbed rounds, unless the fewest take longer.
 
     Args:
         names: contestants, the reference first.
-        run_block: runs a block of queries of one contestant and returns the seconds of each.
+        run_block: runs a block of queries of one contestant.
         protocol: numbers of blocks, half-width, drift.
         enough_queries: while an interval is too wide, go on past `protocol.max_blocks` rounds, up to `PATIENCE` times
             as many, until each contestant has so many.
+        decided: another reason to stop, asked once `protocol.min_blocks` rounds without fault are there.
     """
-    rounds = Rounds({name: [] for name in names}, {name: [] for name in names})
-    order = [*names, *reversed(names)]
-    for done in range(1, PATIENCE * protocol.max_blocks + 1):
-        if done > protocol.max_blocks and _fewest(rounds) >= enough_queries:
+    done: list[_Round] = []
+    for number in range(1, PATIENCE * protocol.max_blocks + 1):
+        if number > protocol.max_blocks and _fewest(_keep(done, protocol)) >= enough_queries:
             break
-        halves: dict[str, list[list[float]]] = {name: [] for name in names}
-        for name in order:
-            halves[name].append(run_block(name))
-        before, after = (float(np.median(block)) for block in halves[names[0]])
-        if abs(before - after) > protocol.drift * min(before, after):
-            if rounds.rejected < MAX_REJECTED_SHARE * done:
-                rounds.rejected += 1
-                continue
-            rounds.drifting += 1
-        for name, (first, second) in halves.items():
-            rounds.times[name] += first + second
-            rounds.blocks[name].append((float(np.median(first)) + float(np.median(second))) / 2)
-        if len(rounds) >= protocol.min_blocks and _settled(rounds, names, protocol):
+        if number > protocol.min_blocks and _overtime(done) > PATIENCE * protocol.max_blocks:
             break
+        done.append(_run_round(names, run_block))
+        good = [item for item in done if not _faulty(item, protocol)]
+        if len(good) < protocol.min_blocks or _faulty(done[-1], protocol):
+            continue
+        kept = _keep(done, protocol)
+        if _settled(kept, names, protocol) or (decided is not None and decided(kept)):
+            break
+    return _keep(done, protocol)
+
+
+def _run_round(names: Sequence[str], run_block: Callable[[str], Block]) -> _Round:
+    first = {name: run_block(name) for name in names}
+    second = {name: run_block(name) for name in reversed(names)}
+    before, after = first[names[0]].seconds, second[names[0]].seconds
+    return _Round(
+        {name: (first[name], second[name]) for name in names}, abs(before - after) / max(min(before, after), 1e-12)
+    )
+
+
+def _overtime(done: Sequence[_Round]) -> float:
+    """Seconds spent so far, in rounds whose every query would take as long as the fastest one on its input."""
+    spent = fastest = 0.0
+    for name in done[0].halves:
+        blocks = [np.array(b.times).reshape(-1, b.inputs) for item in done for b in item.halves[name]]
+        spent += sum(float(block.sum()) for block in blocks)
+        least = np.min([block.min(axis=0) for block in blocks], axis=0)
+        fastest += 2 * len(blocks[0]) * float(least.sum())
+    return spent / max(fastest, 1e-12) - 1e-9
+
+
+def _faulty(item: _Round, protocol: Timing) -> bool:
+    return item.contended or item.drift > protocol.drift
+
+
+def _keep(done: Sequence[_Round], protocol: Timing) -> Rounds:
+    """The rounds without fault, or the better half of all where these are too few; in the order of running."""
+    good = [number for number, item in enumerate(done) if not _faulty(item, protocol)]
+    kept = set(good)
+    if len(good) < protocol.min_blocks:
+        faulty = sorted(set(range(len(done))) - kept, key=lambda number: (done[number].waited, done[number].drift))
+        enough = max(protocol.min_blocks, math.ceil(KEPT_SHARE * len(done)))
+        kept |= set(faulty[: enough - len(good)])
+    left = [item for number, item in enumerate(done) if number not in kept]
+    stand_ins = [done[number] for number in kept if _faulty(done[number], protocol)]
+    crowded = sum(item.contended for item in stand_ins)
+    rounds = Rounds(
+        rejected=len(left),
+        contended=sum(item.contended for item in left),
+        drifting=len(stand_ins) - crowded,
+        crowded=crowded,
+    )
+    for name in done[0].halves if done else ():
+        pairs = [done[number].halves[name] for number in sorted(kept)]
+        rounds.times[name] = [seconds for pair in pairs for block in pair for seconds in block.kept_times]
+        rounds.blocks[name] = [(first.seconds + second.seconds) / 2 for first, second in pairs]
     return rounds
 
 
@@ -115,6 +251,24 @@ def _settled(rounds: Rounds, names: Sequence[str], protocol: Timing) -> bool:
     return all(bootstrap_median(rounds.ratios(name, names[0])).half_width < protocol.half_width for name in names[1:])
 
 
-def queries_per_block(seconds_per_query: float, block_seconds: float) -> int:
-    """Queries that fill a block, 2 or more."""
-    return max(2, round(block_seconds / max(seconds_per_query, 1e-9)))
+def time_alone(run_block: Callable[[], Block]) -> float:
+    """Seconds per query of one contestant, for a table: the least block figure.
+
+    Runs `TABLE_BLOCKS` blocks or more, until their interquartile range is under `TABLE_SPREAD` of their median or
+    they took `TABLE_SECONDS`. Contended blocks count only where there are no others.
+    """
+    clear: list[float] = []
+    crowded: list[float] = []
+    spent, blocks = 0.0, 0
+    while blocks < TABLE_BLOCKS or (spent < TABLE_SECONDS and not _steady(clear)):
+        block = run_block()
+        (crowded if block.contended else clear).append(block.seconds)
+        spent, blocks = spent + sum(block.times), blocks + 1
+    return min(clear or crowded)
+
+
+def _steady(values: Sequence[float]) -> bool:
+    if len(values) < TABLE_BLOCKS:
+        return False
+    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
+    return bool(high - low < TABLE_SPREAD * middle)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
 
@@ -28,6 +28,7 @@ ORIGINS: Mapping[str, str] = {
     "uniform": "uniform levels",
     "seed": "seed",
     "sampled": "sampled",
+    "solved": "solved",
 }
 
 
@@ -81,17 +82,36 @@ def _rows(view: RunView, trial: Trial, tied: tuple[int, ...]) -> list[tuple[str,
 
 
 def _latency_rows(latency: Latency) -> list[tuple[str, str]]:
-    own = words.interval(latency.ratio_low, latency.ratio_high)
-    best = words.interval(latency.ratio_best_dense_low, latency.ratio_best_dense_high)
-    return [
-        ("Latency p50", words.milliseconds(latency.latency_s)),
-        ("Latency p90", words.milliseconds(latency.p90_s)),
+    measured = latency.source == "measured"
+    own = words.doubt(latency, latency.ratio_low, latency.ratio_high)
+    best = words.doubt(latency, latency.ratio_best_dense_low, latency.ratio_best_dense_high)
+    rows = [("Latency p50" if measured else "Latency", words.milliseconds(latency.latency_s))]
+    if measured:
+        rows.append(("Latency p90", words.milliseconds(latency.p90_s)))
+    rows += [
         ("Speed-up", words.speed_up_text(latency)),
         ("Ratio, fastest dense", f"{words.number(latency.ratio_best_dense)} ({best})"),
         ("Ratio, same runtime", f"{words.number(latency.ratio)} ({own})"),
-        ("Timed", f"{latency.source}, {latency.tier} tier, {latency.queries:,} queries"),
+        ("Timed", f"measured, {latency.tier} tier, {latency.queries:,} queries" if measured else latency.source),
         ("Runtime", f"{latency.runtime}, {latency.threads} thread{'s' if latency.threads != 1 else ''}"),
     ]
+    return [*rows, *_where_known(latency)]
+
+
+def _where_known(latency: Latency) -> Iterator[tuple[str, str]]:
+    """Rows of what not every tier measures."""
+    if latency.p99_s is not None:
+        spread = words.interval(1e3 * (latency.p99_low_s or math.nan), 1e3 * (latency.p99_high_s or math.nan))
+        yield "Latency p99", f"{words.milliseconds(latency.p99_s)} ({spread})"
+    if latency.first_token_s is not None:
+        yield "First token", words.milliseconds(latency.first_token_s)
+        yield "Each further token", words.milliseconds(latency.per_token_s)
+    if latency.throughput is not None:
+        yield "Throughput", f"{words.number(latency.throughput)} queries/s"
+    if latency.peak_memory_bytes is not None:
+        yield "Peak memory", words.size(latency.peak_memory_bytes)
+    if latency.energy_j is not None:
+        yield "Energy per query", f"{words.number(latency.energy_j * 1e3)} mJ ({latency.energy_source})"
 
 
 def _distill_words(distill: Distill) -> str:
@@ -173,7 +193,7 @@ def _latency_cells(latency: Latency | None) -> list[tuple[float | str | None, st
     if latency is None:
         return [(None, words.MISSING)] * 3
     speed = words.speed_up(latency.ratio_best_dense)
-    best = words.interval(latency.ratio_best_dense_low, latency.ratio_best_dense_high)
+    best = words.doubt(latency, latency.ratio_best_dense_low, latency.ratio_best_dense_high)
     return [
         (speed, words.times(speed)),
         (latency.ratio_best_dense, f'{words.number(latency.ratio_best_dense)} <span class="sub">{best}</span>'),

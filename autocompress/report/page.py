@@ -16,6 +16,7 @@ from typing import Any
 
 from autocompress.report import figures, words
 from autocompress.report.candidates import candidates_table, panel_data
+from autocompress.report.elsewhere import draw_elsewhere, elsewhere_info, elsewhere_table
 from autocompress.report.view import RunView
 
 
@@ -78,6 +79,8 @@ def _figures(view: RunView, selected: int | None) -> dict[str, Any]:
         drawn["front"] = figures.draw_front(figures.front_info(view))
     if selected is not None and view.table.layers:
         drawn["layers"] = figures.draw_layers(figures.layers_info(view, selected))
+    if view.elsewhere:
+        drawn["elsewhere"] = draw_elsewhere(elsewhere_info(view))
     if figures.progress_info(view).index:
         drawn["progress"] = figures.draw_progress(figures.progress_info(view))
     if sum(figures.seconds_info(view).seconds) > 0:
@@ -88,6 +91,8 @@ def _figures(view: RunView, selected: int | None) -> dict[str, Any]:
 def _body(view: RunView) -> Iterator[str]:
     yield _header(view)
     yield _front_section(view)
+    if view.elsewhere:
+        yield _elsewhere_section(view)
     if view.trials and view.table.layers:
         yield _section(
             "Layer by layer",
@@ -101,7 +106,7 @@ def _body(view: RunView) -> Iterator[str]:
         yield _section(
             f"All {len(view.trials)} candidates",
             '<p class="note">Click a row to see it above; click a column title to sort. Speed-up and ratio are to '
-            "the fastest dense fp32 runtime; the small figures are the 95 % interval. "
+            "the fastest dense fp32 runtime; the small figures are the 95 % interval, or say that it was not measured. "
             f"Change is {'in points' if view.percent else 'in units of the metric'}, to dense on validation.</p>"
             + f'<div class="scroll table-tall">{candidates_table(view, frozenset(words.front_indices(view)))}</div>',
         )
@@ -135,9 +140,13 @@ def _tiles(view: RunView, head: words.Headline) -> str:
         (
             "Speed-up to fastest dense",
             words.times(words.speed_up(latency.ratio_best_dense)),
-            f"interval {words.interval(low, high, '×')}",
+            f"interval {words.interval(low, high, '×')}" if latency.source == "measured" else latency.source,
         ),
-        ("Latency, median", words.milliseconds(latency.latency_s), f"{latency.runtime}, {latency.threads} threads"),
+        (
+            "Latency, median" if latency.source == "measured" else f"Latency, {latency.source}",
+            words.milliseconds(latency.latency_s),
+            f"{latency.runtime}, {latency.threads} threads" if latency.source == "measured" else "not measured",
+        ),
         (
             f"{view.metric}, validation",
             words.change(view, trial.quality, view.quality_dense),
@@ -187,10 +196,24 @@ def _front_section(view: RunView) -> str:
         ties = " Neighbours on the front marked “tied in quality” differ by less than 1.96 standard errors."
     return _section(
         "Speed and quality",
-        '<p class="note">Every evaluated model, timed on this device and scored on the exported file. '
+        f'<p class="note">Every evaluated model, {words.how_timed(view)} and scored on the exported file. '
         f"{_front_words(len(info.front))}</p>"
         f'<div class="split"><div>{plot}<p class="under">{under if info.points else ""}{ties}</p></div>'
         '<aside class="panel" id="panel" aria-live="polite"></aside></div>',
+    )
+
+
+def _elsewhere_section(view: RunView) -> str:
+    info = elsewhere_info(view)
+    if not info.rows:
+        return _section("On other devices", '<p class="empty">None of these models was timed on another device.</p>')
+    return _section(
+        "On other devices",
+        '<p class="note">The very files of this run, timed again without compressing anything; small: speed-up to the '
+        "fastest dense fp32 of that device, with its 95 % interval.</p>"
+        f'<div id="elsewhere" class="figure"></div><div class="scroll">{elsewhere_table(info)}</div>',
+        "Figures marked as predicted come from a chip's published rates, those from a table from layers timed on the "
+        "device; neither is a measurement of the file.",
     )
 
 

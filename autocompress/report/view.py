@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from autocompress.elsewhere import Elsewhere
 from autocompress.layers import LayerTable
 from autocompress.records import Trial
 
@@ -34,6 +35,7 @@ class RunView:
         status: one sentence such as "finished: 31 candidates in 182 s".
         folder: of the run, for the ``autocompress pick`` command line; `name` where empty.
         nearest_miss: fingerprint and what it lacks, when nothing is feasible; guessed where None.
+        elsewhere: the front as other devices time it.
     """
 
     name: str
@@ -51,6 +53,7 @@ class RunView:
     status: str
     folder: str = ""
     nearest_miss: tuple[str, str] | None = None
+    elsewhere: tuple[Elsewhere, ...] = ()
 
     @cached_property
     def percent(self) -> bool:

@@ -72,9 +72,24 @@ def speed_up(ratio: float) -> float:
 
 
 def speed_up_text(latency: Latency) -> str:
-    """Speed-up to the fastest dense fp32 with its interval, such as ``4.12× (3.98–4.27)``."""
+    """Speed-up to the fastest dense fp32 with its interval, such as ``4.12× (3.98–4.27)``; or "predicted"."""
     low, high = speed_up(latency.ratio_best_dense_high), speed_up(latency.ratio_best_dense_low)
-    return f"{times(speed_up(latency.ratio_best_dense))} ({interval(low, high)})"
+    return f"{times(speed_up(latency.ratio_best_dense))} ({doubt(latency, low, high)})"
+
+
+def doubt(latency: Latency, low: float, high: float) -> str:
+    """What stands behind a figure: its interval, or "predicted" or "recorded" where it was not measured."""
+    return interval(low, high) if latency.source == "measured" else latency.source
+
+
+def how_timed(view: RunView) -> str:
+    """Where the latencies of a run come from, such as "timed on this device"."""
+    sources = {trial.latency.source for trial in view.trials if trial.latency}
+    if "predicted" in sources:
+        return "its latency predicted from the chip's published rates (not measured)"
+    if "recorded" in sources:
+        return "its latency composed from a table recorded on the device (not measured)"
+    return "timed on this device"
 
 
 def quality(view: RunView, value: float | None, stderr: float | None = None) -> str:
@@ -185,7 +200,7 @@ def _result(view: RunView, index: int) -> Headline:
     if trial.latency and trial.latency.ratio_best_dense_high >= 1:
         detail += " The interval includes 1×: not shown to be faster."
     if trial.latency and trial.latency.source != "measured":
-        detail += f" The latency of this point is {trial.latency.source}, not measured from its own file."
+        detail += f" Its latency is {trial.latency.source}, not measured from its own file."
     title = _result_words(view, trial)
     return Headline(index, title[0].upper() + title[1:], detail, True)
 
@@ -200,7 +215,8 @@ def _quality_words(view: RunView, trial: Trial) -> str:
 def _speed_words(trial: Trial) -> str:
     if trial.latency is None:
         return "not timed"
-    return f"{speed_up_text(trial.latency).replace('(', '(95 % interval ')} the speed of the fastest dense fp32"
+    before = "(95 % interval " if trial.latency.source == "measured" else "("
+    return f"{speed_up_text(trial.latency).replace('(', before)} the speed of the fastest dense fp32"
 
 
 def _result_words(view: RunView, trial: Trial) -> str:
@@ -217,6 +233,8 @@ def _faster_words(trial: Trial) -> str:
         return _speed_words(trial)
     low, high = speed_up(latency.ratio_best_dense_high), speed_up(latency.ratio_best_dense_low)
     speed = times(speed_up(latency.ratio_best_dense))
+    if latency.source != "measured":
+        return f"{latency.source}: {speed} faster than the dense fp32"
     return f"{speed} faster than the fastest dense fp32 (95 % interval {interval(low, high, '×')})"
 
 

@@ -1,4 +1,7 @@
-"""The loop of `strategy: joint`: seeds first, then the sampler, until time or trials run out; then the finalists."""
+"""The loop of a search: references, then what the strategy proposes until time or trials run out; then the finalists.
+
+`strategy: joint` proposes seeds and then what the sampler says, `strategy: solve` what its integer program says.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from autocompress.budgets import Budgets, Drop
 from autocompress.errors import AutocompressError, StorageError
+from autocompress.export.folder import INTEGERS
 from autocompress.front import Front, fits
+from autocompress.measure.latency import PROCESSES
 from autocompress.pipeline import Workshop, evaluate, measure_again, score_artifact
 from autocompress.plan import Plan, Precision
 from autocompress.records import Origin, Trial, append_line
-from autocompress.searching.controller import Controller, Sampler
+from autocompress.searching.controller import Controller, Proposal, Sampler
+from autocompress.searching.mixed import make_solver
 from autocompress.searching.probe import Probe
 from autocompress.searching.status import Status, Watcher
 from autocompress.space import SearchSpace, Values
@@ -29,6 +36,24 @@ UNRECOVERED = 2
 
 #: Share of the time budget that the finalists may take at most.
 FINAL_SHARE = 0.25
+
+#: Why a search ends whose strategy has nothing more to propose.
+EXHAUSTED = {
+    "joint": "the space holds no candidate that was not evaluated",
+    "solve": "every plan that the integer program asked for is evaluated",
+}
+
+
+class Proposer(Protocol):
+    """Who says what is evaluated next, and learns from it."""
+
+    def ask(self) -> Proposal | None:
+        """The next plan; None when there is none."""
+        ...
+
+    def tell(self, number: int, trial: Trial) -> None:
+        """The outcome of a proposal."""
+        ...
 
 
 @dataclass
@@ -83,6 +108,21 @@ class Loop:
         begun = time.perf_counter()
         self.announce("search")
         self._evaluate_references()
+        reason = self._search(self._proposer())
+        self.announce("finalists")
+        self._grade_finalists()
+        self.search_s += time.perf_counter() - begun
+        return reason
+
+    def _proposer(self) -> Proposer:
+        assert self.probe is not None
+        if self.space.rules.strategy == "solve":
+            begun, left_s = time.perf_counter(), self.budget_s - self.elapsed_s
+            made = make_solver(
+                self.shop, self.space, self.probe, self.budgets, self.trials, left_s=left_s, say=self.watcher.say
+            )
+            self.worked_s += time.perf_counter() - begun
+            return made
         controller = Controller(
             self.shop.root / "study.journal",
             self.space,
@@ -92,26 +132,21 @@ class Loop:
             self.seed,
             self.trials,
         )
-        assert self.probe is not None
         for origin, values in seeds(self.space, self.probe):
             controller.enqueue(values, origin)
-        reason = self._search(controller)
-        self.announce("finalists")
-        self._grade_finalists()
-        self.search_s += time.perf_counter() - begun
-        return reason
+        return controller
 
-    def _search(self, controller: Controller) -> str:
+    def _search(self, proposer: Proposer) -> str:
         while True:
             if self.max_trials is not None and len(self.trials) >= self.max_trials:
                 return f"{self.max_trials} candidates were allowed"
             if self.elapsed_s + self._next_seconds() > self.budget_s:
                 return "the time budget is spent"
-            proposal = controller.ask()
+            proposal = proposer.ask()
             if proposal is None:
-                return "the space holds no candidate that was not evaluated"
+                return EXHAUSTED[self.space.rules.strategy]
             trial = self._evaluate(proposal.plan, proposal.origin, proposal.number)
-            controller.tell(proposal.number, trial)
+            proposer.tell(proposal.number, trial)
 
     def _evaluate_references(self) -> None:
         """What every figure is read against is evaluated first, whatever the space may propose; dense before all."""
@@ -166,9 +201,11 @@ class Loop:
         """Float weights go when another candidate is clearly better in both: the plan can make them again."""
         keep = {t.fingerprint for t in self.front.references}
         for trial in self.front.measured:
-            weights = self.shop.artifact_folder(trial.plan) / "weights.safetensors"
+            folder = self.shop.artifact_folder(trial.plan)
+            weights = folder / "weights.safetensors"
             if trial.fingerprint not in keep and weights.is_file() and self.front.clearly_dominated(trial):
                 weights.unlink()
+                (folder / INTEGERS).unlink(missing_ok=True)
 
     def _next_seconds(self) -> float:
         """Seconds that one more candidate and the finalists will take, judged by those so far."""
@@ -179,7 +216,7 @@ class Loop:
         measure = sum(t.seconds.get("measure", 0.0) for t in done) / len(done)
         score = sum(t.seconds.get("score", 0.0) for t in done) / len(done)
         share = len(self.shop.task.test) / len(self.shop.task.validation)
-        finals = (len(self.front.points) + 2) * (2 * measure + share * score + 1.0)
+        finals = (len(self.front.points) + 2) * (PROCESSES * (measure + 1.0) + share * score)
         return candidate + min(finals, FINAL_SHARE * self.budget_s)
 
     def _grade_finalists(self) -> None:

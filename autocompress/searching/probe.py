@@ -12,29 +12,17 @@ import numpy as np
 from autocompress.budgets import Budgets
 from autocompress.compressing.shape import shape
 from autocompress.distill import divergence, recover
-from autocompress.errors import AutocompressError, BudgetError, MeasureError, ModelError
-from autocompress.hardware import cores
-from autocompress.measure.latency import Bench, Contestant, Setting
-from autocompress.measure.timing import bootstrap_median
+from autocompress.errors import AutocompressError, BudgetError, ModelError
+from autocompress.measure.dense import DenseSetting, find_best_dense
+from autocompress.measure.latency import Setting
 from autocompress.pipeline import Workshop, build
 from autocompress.plan import PRECISIONS, Distill, Plan, Precision
 from autocompress.records import Latency, write_json
-from autocompress.runtimes import installed_runtimes
 from autocompress.space import SearchSpace
 
 #: Learning rates that the probe tries, and validation samples that it judges them by.
 RATES = 4
 RATE_SAMPLES = 256
-
-
-@dataclass(frozen=True)
-class DenseSetting:
-    """How long the dense model takes in one setting."""
-
-    runtime: str
-    threads: int
-    latency_s: float
-    ratio: float
 
 
 @dataclass(frozen=True)
@@ -132,7 +120,7 @@ def run_probe(shop: Workshop, space: SearchSpace, path: Path, say: Callable[[str
     `space` is the space before anything is dropped. Sets the bench's fastest dense setting.
     """
     dense = find_best_dense(shop.bench)
-    shop.bench.best_dense = Setting(dense[0].runtime, dense[0].threads)
+    shop.bench.best_dense = Setting(dense[0].runtime, dense[0].threads, shop.profile.device)
     for item in dense:
         say(f"dense fp32, {Setting(item.runtime, item.threads)}: {item.latency_s * 1e3:.3g} ms")
     precisions = probe_precisions(shop, space, say)
@@ -168,35 +156,6 @@ def _smallest(shop: Workshop, space: SearchSpace, precisions: tuple[PrecisionFac
     for plan in plans:
         built = build(Plan(plan.groups, plan.layers), shop, keep_weights=False)
         yield shop.bench.measure(shop.root / built.path)
-
-
-def find_best_dense(bench: Bench) -> tuple[DenseSetting, ...]:
-    """The dense artefact in every installed runtime and in one and all threads, timed in turn, fastest first."""
-    profile = bench.profile
-    settings = [bench.setting]
-    for runtime in installed_runtimes():
-        for threads in sorted({1, profile.threads, cores()}):
-            if Setting(runtime, threads) not in settings:
-                settings.append(Setting(runtime, threads))
-    contestants = [Contestant(f"dense:{s.runtime}:{s.threads}", bench.dense.path, s) for s in settings]
-    for contestant in list(contestants[1:]):
-        try:
-            bench.load(contestant)
-        except MeasureError:  # another runtime may lack an operator; the profile's own must not
-            contestants.remove(contestant)
-    rounds = bench.race(contestants, profile.timing)
-    reference = contestants[0].name
-    found = [
-        DenseSetting(
-            c.setting.runtime,
-            c.setting.threads,
-            bootstrap_median(np.array(rounds.times[c.name])).value,
-            bootstrap_median(rounds.ratios(c.name, reference)).value,
-        )
-        for c in contestants
-    ]
-    bench.close()  # the losers' processes are not needed again
-    return tuple(sorted(found, key=lambda item: item.ratio))
 
 
 def probe_precisions(shop: Workshop, space: SearchSpace, say: Callable[[str], None]) -> tuple[PrecisionFact, ...]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from autocompress.errors import DataError, ModelError
+from autocompress.hardware import Workload
 from autocompress.tasks.data import Wanted, load_texts
 from autocompress.tasks.hub import load_model, load_pretrained
 from autocompress.tasks.task import Examples, Inputs, Metric, Snippet, Task, logits_of
@@ -140,6 +141,34 @@ def make_causal_lm(model: str | Path, data: str | Path, text_column: str | None 
     )
 
 
+def generates(task: Task) -> bool:
+    """Whether the task's model continues what it reads: transformers says so, and tokens are all that it reads."""
+    asked = getattr(task.source, "can_generate", None)
+    return task.input_names == ("input_ids",) and asked is not None and bool(asked())
+
+
+def decodes(task: Task, workload: Workload) -> bool:
+    """Whether a query is a prompt and tokens after it, so that the model is exported with a past.
+
+    Raises:
+        ModelError: the workload asks for new tokens of a model that makes none.
+    """
+    if workload.new_tokens is not None and not generates(task):
+        raise ModelError(
+            f"task {task.name}: the profile's workload.new_tokens is {workload.new_tokens}, but "
+            f"{type(task.source).__name__}, which reads {', '.join(task.input_names)}, does not continue text; "
+            "leave prompt_length and new_tokens out"
+        )
+    return workload.new_tokens is not None
+
+
+def query_tokens(workload: Workload) -> int | None:
+    """Tokens of one query: the prompt and what follows, or the sequence; None for tasks without a sequence."""
+    if workload.prompt_length is None or workload.new_tokens is None:
+        return workload.sequence_length
+    return workload.prompt_length + workload.new_tokens
+
+
 def token_stream(tokenizer: Any, texts: Sequence[Any], where: str) -> Tensor:
     """All tokens of some texts in order, ``(tokens,)``, without the tokenizer's own additions.
 
@@ -181,6 +210,7 @@ def _check_length(model: str | Path, length: int, limit: int) -> None:
     if 0 < limit < length:
         raise ModelError(
             f"--model {model}: takes {limit} tokens at most, but the profile's workload.sequence_length is {length}"
+            ", or prompt_length and new_tokens together are"
         )
 
 

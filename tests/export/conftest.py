@@ -15,13 +15,17 @@ from torch import Tensor, nn
 
 from autocompress.compressing.codes import Codes
 from autocompress.compressing.quantize import quantize, simulate
+from autocompress.compressing.shape import shape
 from autocompress.export import export_model
 from autocompress.export.export import codes_for
+from autocompress.export.folder import save_integers
+from autocompress.export.fresh import Graded
+from autocompress.pipeline import save_weights
 from autocompress.plan import Plan
-from autocompress.records import Artifact
+from autocompress.records import Artifact, write_json
 from autocompress.runtimes import open_session
 from autocompress.tasks.task import Task
-from tests.tiny import _one_thread, run, table_of  # noqa: F401  (a fixture)
+from tests.tiny import Chooser, _one_thread, run, table_of  # noqa: F401  (a fixture)
 
 
 def unpack(packed: NDArray, columns: int) -> NDArray:
@@ -73,3 +77,24 @@ def export(tmp_path: Path) -> Callable[..., Exported]:
         return Exported(task, made.model, codes_for(made.codes, runtime), path, artifact)
 
     return make
+
+
+def keep_candidate(task: Task, plan: Plan, run: Path, runtime: str = "onnxruntime") -> tuple[Graded, Exported]:
+    """A run folder with one candidate, as a search leaves it."""
+    table = table_of(task)
+    small = shape(task.source, plan, table, Chooser(task))
+    made = quantize(small, plan, table, task.calibration())
+    folder = run / "artifacts" / plan.fingerprint
+    path = folder / "model.onnx"
+    artifact = export_model(made.model, made.codes, task, path, run, plan.fingerprint, runtime)
+    save_weights(small, folder / "weights.safetensors")
+    save_integers(small, made, folder / "integers.safetensors")
+    write_json(folder / "plan.json", plan.to_json())
+    write_json(run / "layers.json", table.to_json())
+    query = {name: value.numpy() for name, value in task.test.batch(range(2))[0].items()}
+    np.savez(run / "inputs.npz", **query)  # type: ignore[arg-type]
+    if hasattr(task.source, "config"):
+        task.source.config.architectures = [type(task.source).__name__]
+        task.source.config.save_pretrained(run / "processor")
+    exported = Exported(task, made.model, codes_for(made.codes, runtime), path, artifact)
+    return Graded(run, path, artifact.sha256, runtime, 1), exported

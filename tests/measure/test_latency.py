@@ -12,7 +12,12 @@ import torch
 
 from autocompress.errors import MeasureError
 from autocompress.export import export_model
-from autocompress.measure.latency import Bench, Contestant, Setting, Worker
+from autocompress.measure import latency as latency_module
+from autocompress.measure.latency import PROCESSES, Bench
+from autocompress.measure.lock import DeviceLock
+from autocompress.measure.process import Contestant, Setting, Worker
+from autocompress.measure.queries import write_queries
+from autocompress.measure.timing import Rounds
 from autocompress.runtimes import installed_runtimes
 from tests.tiny import mlp, profile_of, task_of
 
@@ -34,7 +39,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save(path, "small.onnx", 8)
     (path / "bad.onnx").write_bytes(b"no model")
     np.savez(path / "inputs.npz", x=np.zeros((1, 16), dtype=np.float32))
+    write_queries(path / "three.npz", [{"x": np.zeros((n, 16), dtype=np.float32)} for n in (1, 2, 3)])
     return path
+
+
+@pytest.fixture(autouse=True)
+def _own_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measuring elsewhere on this machine keeps no test waiting."""
+    monkeypatch.setattr("autocompress.measure.lock.lock_folder", lambda: tmp_path / "locks")
 
 
 @pytest.fixture
@@ -46,8 +58,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
         def ask(worker: Worker, **request: Any) -> dict[str, Any]:
             answer = real(worker, **request)
-            if request["do"] == "block":
+            if request["do"] in ("block", "stream"):
                 answer["times"] = [seconds[Path(request["key"]).stem]] * len(answer["times"])
+                answer["waited"] = [] if request["do"] == "block" else 0.0
+            if request["do"] == "stream":
+                answer["seconds"] = sum(answer["times"])
             return answer
 
         monkeypatch.setattr(Worker, "ask", ask)
@@ -102,10 +117,156 @@ def test_a_ratio_is_the_candidates_time_over_that_of_dense(
     assert latency.warnings == ()
 
 
-def test_the_report_tier_is_marked(bench: Bench, folder: Path) -> None:
+def test_the_report_tier_pools_fresh_processes(
+    bench: Bench, folder: Path, clock: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock(dense=0.004, small=0.002)
+    begun: list[Setting] = []
+    real = Worker.__init__
+
+    def begin(worker: Worker, setting: Setting, cores: Any = ()) -> None:
+        begun.append(setting)
+        real(worker, setting, cores)
+
+    monkeypatch.setattr(Worker, "__init__", begin)
     latency = bench.measure(folder / "small.onnx", tier="report")
-    assert latency.tier == "report"
-    assert latency.blocks + latency.rejected_blocks <= 24
+    assert (latency.tier, latency.processes, latency.blocks) == ("report", PROCESSES, 7 * PROCESSES)
+    assert begun == [ONE] * (PROCESSES + 1)  # one more for the memory
+    assert (latency.ratio_low, latency.ratio_high) == (0.5, 0.5)
+    assert latency.throughput == pytest.approx(500.0)
+    assert latency.peak_memory_bytes is not None
+    assert latency.load_s is not None
+    assert latency.load_s > 0
+
+
+def test_processes_that_differ_widen_the_interval(
+    bench: Bench, folder: Path, clock: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ratios = iter([0.5, 0.6, 0.9])
+    real = Bench._fresh
+
+    def fresh(self: Bench, *args: Any) -> Any:
+        clock(dense=0.004, small=0.004 * next(ratios))
+        made = real(self, *args)
+        monkeypatch.undo()
+        monkeypatch.setattr(Bench, "_fresh", fresh)
+        return made
+
+    monkeypatch.setattr(Bench, "_fresh", fresh)
+    latency = bench.measure(folder / "small.onnx", tier="report")
+    assert (latency.ratio, latency.ratio_low, latency.ratio_high) == pytest.approx((0.6, 0.5, 0.9))
+    assert any(warning.startswith("fresh processes disagree: 0.500 to 0.900") for warning in latency.warnings)
+
+
+def test_the_full_tier_has_enough_queries_for_a_99th_percentile(
+    bench: Bench, folder: Path, clock: Callable[..., None]
+) -> None:
+    clock(dense=0.004, small=0.002)
+    latency = bench.measure(folder / "small.onnx", tier="full")
+    assert (latency.tier, latency.processes) == ("full", PROCESSES)
+    assert (latency.p99_low_s, latency.p99_s, latency.p99_high_s) == (0.002, 0.002, 0.002)
+
+
+def test_the_table_tier_is_no_candidates(bench: Bench, folder: Path) -> None:
+    with pytest.raises(ValueError, match="a candidate has no table tier"):
+        bench.measure(folder / "small.onnx", tier="table")
+
+
+def test_a_part_is_timed_alone_with_inputs_of_its_own(bench: Bench, folder: Path, clock: Callable[..., None]) -> None:
+    clock(small=0.003)
+    assert bench.table_time(folder / "small.onnx", folder / "three.npz") == pytest.approx(0.003)
+    assert bench._open == {}
+
+
+def test_a_part_that_is_refused_is_an_error(bench: Bench, folder: Path) -> None:
+    with pytest.raises(MeasureError, match=r"bad\.onnx: ONNX Runtime refuses it"):
+        bench.table_time(folder / "bad.onnx", folder / "inputs.npz")
+
+
+def test_every_contestant_answers_the_same_list(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+    real = Worker.ask
+
+    def ask(worker: Worker, **request: Any) -> dict[str, Any]:
+        asked.append(request)
+        return real(worker, **request)
+
+    monkeypatch.setattr(Worker, "ask", ask)
+    with Bench(profile_of(), folder / "three.npz", folder / "dense.onnx") as made:
+        made.measure(folder / "small.onnx")
+    assert {request["inputs"] for request in asked if request["do"] == "open"} == {str(folder / "three.npz")}
+    assert all(request["queries"] % 3 == 0 for request in asked if request["do"] == "block")
+
+
+def test_known_rivals_may_end_a_search(bench: Bench, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+    real = latency_module.time_in_turn
+
+    def in_turn(*args: Any) -> Any:
+        given.append(args[4])
+        return real(*args)
+
+    monkeypatch.setattr(latency_module, "time_in_turn", in_turn)
+    bench.measure(folder / "small.onnx")
+    assert given.pop() is None
+    bench.measure(folder / "small.onnx", rivals=(0.5,))
+    name = f"candidate:{folder / 'small.onnx'}"
+    for ratio, decided in ((0.4, True), (0.5, False)):
+        assert given[0](Rounds(blocks={"dense": [1.0] * 7, name: [ratio] * 7})) == decided
+
+
+def test_the_device_is_held_while_timing_and_only_then(
+    bench: Bench, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[int] = []
+    real = Worker.ask
+
+    def ask(worker: Worker, **request: Any) -> dict[str, Any]:
+        held.append(bench._lock._depth)
+        return real(worker, **request)
+
+    monkeypatch.setattr(Worker, "ask", ask)
+    bench.measure(folder / "small.onnx")
+    bench.table_time(folder / "small.onnx", folder / "inputs.npz")
+    bench.load(bench.dense)
+    assert held
+    assert min(held) > 0
+    assert bench._lock._depth == 0
+
+
+def test_two_benches_take_turns(bench: Bench, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autocompress.measure.lock.NOTICE_SECONDS", 0.0)
+    said: list[str] = []
+    holder = DeviceLock("cpu")
+    holder.__enter__()
+
+    def say(message: str) -> None:
+        said.append(message)
+        holder.__exit__(None, None, None)
+
+    with Bench(profile_of(), folder / "inputs.npz", folder / "dense.onnx", say=say) as other:
+        assert other.measure(folder / "small.onnx").blocks
+    assert len(said) == 1
+    assert "is measuring there" in said[0]
+
+
+def test_a_bench_looks_for_idler_cores_when_others_take_its_own(
+    bench: Bench, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[int] = []
+    real = Worker.ask
+
+    def ask(worker: Worker, **request: Any) -> dict[str, Any]:
+        answer = real(worker, **request)
+        if request["do"] == "block":
+            answer["waited"] = answer["times"]
+        return answer
+
+    monkeypatch.setattr(Worker, "ask", ask)
+    monkeypatch.setattr(latency_module, "idlest", lambda count: looked.append(count) or [])
+    latency = bench.measure(folder / "small.onnx")
+    assert len(looked) == 1 + latency_module.LOOKS
+    assert any(warning.startswith("other programs took the processor") for warning in latency.warnings)
 
 
 def test_processes_are_kept_between_measurements_and_end_with_the_bench(folder: Path) -> None:

@@ -1,0 +1,170 @@
+"""Seconds and bytes of plans that only quantize, as sums over their layers.
+
+Layers of one kind, shape and number of multiply-adds cost the same, so that they are timed together: the dense model
+with all of them, and nothing else, in one precision.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from autocompress.errors import AutocompressError, StorageError
+from autocompress.layers import Layer, LayerTable
+from autocompress.pipeline import Workshop, build_into
+from autocompress.plan import INT4_GROUP, LayerPlan, Plan, Precision
+from autocompress.records import write_json
+from autocompress.searching.probe import Probe
+
+#: Seconds per query that a plan is expected to take.
+Predict = Callable[[Plan], float]
+
+
+@dataclass(frozen=True)
+class LayerClass:
+    """Layers that cost the same, in one precision.
+
+    Attributes:
+        kind, weight_shape, groups, macs: of each of them.
+        precision: that they take.
+    """
+
+    kind: str
+    weight_shape: tuple[int, ...]
+    groups: int
+    macs: int
+    precision: Precision
+
+
+@dataclass(frozen=True)
+class ClassCost:
+    """What the dense model takes when only one class is rounded.
+
+    Attributes:
+        layers: how many there are.
+        ratio, ratio_low, ratio_high: to the dense model, with the interval.
+    """
+
+    layers: int
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds as a sum: the dense model, and what each rounded layer adds to it or saves.
+
+    Attributes:
+        dense_s: of the dense model.
+        extra_s: by layer and precision; negative where rounding saves time, 0 where nothing is known.
+    """
+
+    dense_s: float
+    extra_s: Mapping[tuple[str, Precision], float]
+
+    def seconds(self, plan: Plan) -> float:
+        """Expected seconds of a plan that only quantizes."""
+        return self.dense_s + sum(self.extra_s.get((name, lp.precision), 0.0) for name, lp in plan.layers.items())
+
+
+def measure_costs(
+    shop: Workshop, options: Iterable[Plan], probe: Probe, limit_s: float, say: Callable[[str], None]
+) -> Costs:
+    """Time every class in every precision that some options hold, the ones with most work first; resumable.
+
+    What there is no time for takes its share, by multiply-adds, of what the probe found for the precision on all
+    layers. Layers without multiply-adds, which are looked up, are taken to cost the same in every precision.
+
+    Args:
+        shop: builds and measures; keeps the results in ``costs.json`` of the run folder.
+        options: plans of single units.
+        probe: knows the dense latency, and each precision on all layers.
+        limit_s: seconds after which no further class is timed.
+        say: is told how far it is.
+    """
+    offered = _classes(options, shop.table)
+    path = shop.root / "costs.json"
+    known = _read(path)
+    began = time.perf_counter()
+    for number, (found, layers) in enumerate(offered.items(), start=1):
+        if found in known or time.perf_counter() - began > limit_s:
+            continue
+        cost = _measured(shop, layers)
+        if cost is not None:
+            known[found] = cost
+            write_json(path, [{**asdict(c), **asdict(known[c])} for c in known])
+        say(f"latency of layer classes: {number} of {len(offered)}")
+    extra: dict[tuple[str, Precision], float] = {}
+    for found, layers in offered.items():
+        ratio = known[found].ratio if found in known else None
+        each = _share(found, offered, probe) if ratio is None else (ratio - 1) / known[found].layers
+        extra.update({(name, found.precision): each * probe.dense_latency_s for name in layers})
+    return Costs(probe.dense_latency_s, extra)
+
+
+def _classes(options: Iterable[Plan], table: LayerTable) -> dict[LayerClass, dict[str, LayerPlan]]:
+    """The layers of each class with the first settings that an option gives them, most work first."""
+    found: dict[LayerClass, dict[str, LayerPlan]] = {}
+    for option in options:
+        for name, settings in option.layers.items():
+            layer = table.layer(name)
+            if layer.macs:
+                member = LayerClass(layer.kind, layer.weight_shape, layer.groups, layer.macs, settings.precision)
+                found.setdefault(member, {}).setdefault(name, settings)
+    return dict(sorted(found.items(), key=lambda item: -item[0].macs * len(item[1])))
+
+
+def _measured(shop: Workshop, layers: Mapping[str, LayerPlan]) -> ClassCost | None:
+    """The class on the profile's device; None where its file cannot be made or run."""
+    folder = shop.root / "costs"
+    try:
+        built = build_into(folder, Plan(layers=layers), shop, keep_weights=False)
+        latency = shop.bench.measure(shop.root / built.artifact.path)
+    except StorageError:
+        raise
+    except AutocompressError:  # then its share has to do; whoever proposes it meets the same fault and keeps it
+        return None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return ClassCost(len(layers), latency.ratio, latency.ratio_low, latency.ratio_high)
+
+
+def _share(found: LayerClass, offered: Mapping[LayerClass, Mapping[str, LayerPlan]], probe: Probe) -> float:
+    """What one layer adds to the ratio, by its share of the work of all that take the precision; 0 if not known."""
+    ratio = next((fact.ratio for fact in probe.precisions if fact.precision == found.precision), None)
+    work = sum(other.macs * len(layers) for other, layers in offered.items() if other.precision == found.precision)
+    return 0.0 if ratio is None else (ratio - 1) * found.macs / work
+
+
+def _read(path: Path) -> dict[LayerClass, ClassCost]:
+    known = {}
+    for item in json.loads(path.read_text()) if path.is_file() else []:
+        shape = tuple(item.pop("weight_shape"))
+        member = {name: item.pop(name) for name in ("kind", "groups", "macs", "precision")}
+        known[LayerClass(weight_shape=shape, **member)] = ClassCost(**item)
+    return known
+
+
+def weight_bytes(plan: Plan, table: LayerTable) -> float:
+    """Bytes of all layers at the bits that a plan gives their weights, with scales and float biases.
+
+    Fewer bits within a precision count here, though the file's integers are no shorter for it.
+    """
+    return sum(_layer_bytes(layer, plan.layers.get(layer.name, LayerPlan())) for layer in table.layers)
+
+
+def _layer_bytes(layer: Layer, settings: LayerPlan) -> float:
+    weights, quantize = math.prod(layer.weight_shape), settings.quantize
+    rest = 4.0 * (layer.params - weights)
+    if quantize is None:
+        return 4.0 * weights + rest
+    columns = weights // layer.weight_shape[0]
+    scales = {"fp16": 0, "int4-weights": layer.weight_shape[0] * math.ceil(columns / INT4_GROUP)}
+    count = scales.get(quantize.precision, layer.weight_shape[0] if quantize.granularity == "channel" else 1)
+    return weights * quantize.bits / 8 + 4.0 * count + rest

@@ -1,0 +1,127 @@
+"""`strategy: solve`: bits per layer by an integer program over what each layer costs and loses. No training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from autocompress.budgets import Budgets
+from autocompress.compressing.sensitivity import Sensitivity, sensitivities
+from autocompress.layers import LayerTable
+from autocompress.pipeline import Workshop
+from autocompress.plan import Plan, Precision
+from autocompress.records import Trial, write_json
+from autocompress.rules import SolveRule, SpaceRules
+from autocompress.searching.costs import Predict, measure_costs, weight_bytes
+from autocompress.searching.probe import Probe
+from autocompress.searching.solver import Solver
+from autocompress.searching.units import Unit, corners_of, tables_of, units_of
+from autocompress.space import SearchSpace
+
+#: Shares of the time that is left which errors, and then costs, may take.
+ERROR_SHARE = 0.25
+COST_SHARE = 0.25
+
+#: Share of a budget that is left free, since latencies are expected and not yet measured.
+MARGIN = 0.02
+
+#: Layers that are named as the most sensitive ones.
+NAMED = 5
+
+Say = Callable[[str], None]
+
+
+def make_solver(
+    shop: Workshop,
+    space: SearchSpace,
+    probe: Probe,
+    budgets: Budgets,
+    trials: Sequence[Trial],
+    *,
+    left_s: float,
+    say: Say,
+    predict: Predict | None = None,
+) -> Solver:
+    """Take errors and costs of all layers, write ``sensitivity.json``, and return who proposes.
+
+    Args:
+        shop: of the run.
+        space: whose rules say `strategy: solve`.
+        probe: of the run.
+        budgets: asked by the user; what they say of latency limits the program.
+        trials: finished evaluations.
+        left_s: wall-clock that is left of the search.
+        say: is told how far it is, and which layers are the most sensitive.
+        predict: seconds of a plan; by default layer classes are timed in the dense model.
+    """
+    rule, units = space.rules.solve, units_of(space)
+    options = [option for unit in units for option in unit.options]
+    errors = sensitivities(shop.bank, options, samples=rule.samples, limit_s=ERROR_SHARE * left_s, say=say)
+    if predict is None:
+        predict = measure_costs(shop, options, probe, COST_SHARE * left_s, say).seconds
+    write_sensitivities(shop.root / "sensitivity.json", units, errors, predict, shop.table)
+    say(f"most sensitive layers: {', '.join(most_sensitive(units, errors))}")
+
+    def lost(plans: Sequence[Plan]) -> dict[Plan, float]:
+        return {plan: found.kl for plan, found in sensitivities(shop.bank, plans, samples=rule.samples).items()}
+
+    tables = tables_of(units, errors, predict, shop.table)
+    limits = limits_of(budgets, probe, rule, shop.table)
+    return Solver(units, tables, rule, limits, corners=corners_of(space), lost=lost, trials=trials)
+
+
+def dropped_precisions(probe: Probe, rules: SpaceRules) -> frozenset[Precision]:
+    """Precisions that a space goes without: the slow ones, or where bytes count too, those that do not run at all."""
+    if rules.solve.by_size:
+        return frozenset(fact.precision for fact in probe.precisions if fact.ratio is None)
+    return probe.dropped
+
+
+def limits_of(budgets: Budgets, probe: Probe, rule: SolveRule, table: LayerTable) -> dict[str, float]:
+    """What the program must keep, a little less than what is asked; a drop of quality is judged by measuring only."""
+    seconds = [] if budgets.max_latency_s is None else [budgets.max_latency_s]
+    if budgets.min_speedup is not None:
+        seconds.append(probe.dense_latency_s * probe.dense[0].ratio / budgets.min_speedup)
+    limits = {"latency": min(seconds) * (1 - MARGIN)} if seconds else {}
+    return limits if rule.max_size == 1 else {**limits, "size": rule.max_size * weight_bytes(Plan(), table)}
+
+
+def write_sensitivities(
+    path: Path, units: Sequence[Unit], errors: Mapping[Plan, Sensitivity], predict: Predict, table: LayerTable
+) -> None:
+    """One line per unit and option beside fp32: what it loses, and what the whole model takes with it alone."""
+    rows = []
+    for unit in units:
+        for number, option in enumerate(unit.options):
+            if option == Plan():
+                continue
+            precision, bits = unit.said(number)
+            rows.append(
+                {
+                    "layer": unit.name,
+                    "layers": list(unit.layers),
+                    "precision": precision,
+                    "weight_bits": bits,
+                    "kl": errors[option].kl,
+                    "measured": errors[option].measured,
+                    "cost_s": predict(option) - predict(Plan()),
+                    "size_bytes": weight_bytes(option, table) - weight_bytes(Plan(), table),
+                }
+            )
+    write_json(path, rows)
+
+
+def most_sensitive(units: Sequence[Unit], errors: Mapping[Plan, Sensitivity], count: int = NAMED) -> list[str]:
+    """The units whose worst option changes the predictions most, in words."""
+    worst = []
+    for unit in units:
+        kls = [errors[option].kl for option in unit.options]
+        worst.append((max(kls), kls.index(max(kls)), unit))
+    worst.sort(key=lambda item: -item[0])
+    words = []
+    for kl, number, unit in worst[:count]:
+        precision, bits = unit.said(number)
+        how = precision + (f", {bits} bits" if bits else "")
+        how += "" if errors[unit.options[number]].measured else ", predicted"
+        words.append(f"{unit.name} ({kl:.2g} nats in {how})")
+    return words

@@ -1,0 +1,1 @@
+"""The parts of benchmarks/peers.py; `inside/` holds what runs in the peers' own environments."""

@@ -1,0 +1,134 @@
+"""LatencyTable. Oracles: planted lines, closed forms of the errors, scipy's rank correlation, JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from autocompress.errors import MeasureError
+from autocompress.layers import LayerTable
+from autocompress.plan import LayerPlan, Plan, Prune, Quantize
+from autocompress.tables.menus import Menu, calibration_plans, menu_plans
+from autocompress.tables.table import Check, LatencyTable, Line, Sums, fit_line, rank_correlation
+from autocompress.tables.units import signatures, units_of
+
+MENU = Menu(
+    shares={"heads": (0.5,), "neurons": (0.5, 0.25)},
+    options={"linear": (Quantize("int8"),), "conv": (Quantize("int8"),)},
+    parts=("block",),
+)
+
+
+def work(signature: object) -> float:
+    return 1.0 + sum(math.prod(f.shape) * (0.5 if f.option == "int8" else 1.0) for f in signature.forms)  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="module")
+def made(table: LayerTable) -> LatencyTable:
+    units = units_of(table)
+    entries = {
+        signature.text: work(signature)
+        for plan in menu_plans(table, MENU)
+        for signature in signatures(units, plan, table).values()
+    }
+    return LatencyTable(units, {layer.name: layer.weight_shape for layer in table.layers}, entries)
+
+
+def test_a_table_without_line_sums_its_units(made: LatencyTable, table: LayerTable) -> None:
+    expected = sum(work(signature) for signature in signatures(made.units, Plan(), table).values())
+    assert made.seconds(Plan(), table) == pytest.approx(expected)
+
+
+def test_parts_and_base_make_the_whole(made: LatencyTable, table: LayerTable) -> None:
+    lined = replace(made, line=Line(3.0, 1.2, 0.1, 0.01))
+    for plan in calibration_plans(table, MENU, 6):
+        parts = lined.parts(plan, table)
+        assert lined.seconds(plan, table) == pytest.approx(3.0 + sum(parts.values()))
+        assert min(parts.values()) > 0
+
+
+def test_a_removed_block_takes_nothing(made: LatencyTable, table: LayerTable) -> None:
+    assert "net.1" not in made.parts(Plan({"net.1": Prune(0)}), table)
+
+
+def test_values_are_passed_where_neighbours_compute_otherwise(made: LatencyTable, table: LayerTable) -> None:
+    plan = Plan(layers={"conv": LayerPlan(quantize=Quantize("int8"))})
+    positions = 360 // (4 * 1 * 3 * 3)
+    into, out = 8 * 10, 4 * positions  # what net.1.down gives, and what conv gives
+    assert made.alone(Plan(), table).passed == 0
+    assert made.alone(plan, table).passed == into + out
+
+
+def test_a_planted_line_is_found() -> None:
+    draw = np.random.default_rng(0)
+    sums = [Sums(float(s), int(k), int(p)) for s, k, p in zip(*draw.uniform(1, 100, (3, 20)), strict=True)]
+    measured = [2.0 + 1.5 * s.seconds + 0.25 * s.kernels + 0.125 * s.passed for s in sums]
+    line = fit_line(sums, measured)
+    assert (line.base, line.factor, line.per_kernel, line.per_value) == pytest.approx((2.0, 1.5, 0.25, 0.125), rel=1e-5)
+
+
+def test_no_term_of_a_line_is_negative() -> None:
+    line = fit_line([Sums(1.0, 5, 0), Sums(2.0, 4, 0), Sums(3.0, 3, 0)], [1.0, 2.2, 3.6])
+    assert min(line.base, line.factor, line.per_kernel, line.per_value) >= 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rank_correlation_is_scipys(seed: int) -> None:
+    left, right = np.random.default_rng(seed).integers(0, 6, (2, 15)).astype(float)
+    assert rank_correlation(left, right) == pytest.approx(scipy.stats.spearmanr(left, right).statistic)
+
+
+def test_rank_correlation_of_too_little_is_nan() -> None:
+    assert math.isnan(rank_correlation([1.0], [2.0]))
+    assert math.isnan(rank_correlation([1.0, 1.0], [1.0, 2.0]))
+
+
+def checked(made: LatencyTable, *ratios: float) -> LatencyTable:
+    return replace(made, checked=tuple(Check(str(i), i + 1.0, (i + 1.0) * r) for i, r in enumerate(ratios)))
+
+
+@pytest.mark.parametrize(
+    ("ratios", "mape", "only_ranks"),
+    [((1.02, 0.98, 1.0), 0.04 / 3, False), ((1.3, 1.3, 1.3), 0.3, True), ((1.0, 0.45, 1.0), 0.55 / 3, True)],
+    ids=["predicts", "too-far-off", "wrong-order"],
+)
+def test_a_table_says_when_it_only_ranks(
+    made: LatencyTable, ratios: tuple[float, ...], mape: float, only_ranks: bool
+) -> None:
+    table = checked(made, *ratios)
+    assert table.mape == pytest.approx(mape)
+    assert table.only_ranks is only_ranks
+    assert ("only ranks" in table.words()) is only_ranks
+
+
+def test_an_unchecked_table_only_ranks(made: LatencyTable) -> None:
+    assert made.only_ranks
+    assert "not checked" in made.words()
+
+
+def test_a_table_survives_json(made: LatencyTable, table: LayerTable) -> None:
+    full = replace(checked(made, 1.1, 0.9), line=Line(1.0, 2.0, 3.0, 4.0), fitted=(Check("a", 1.0, 2.0),))
+    again = LatencyTable.from_json(json.loads(json.dumps(full.to_json())))
+    assert again == full
+    assert again.seconds(Plan(), table) == full.seconds(Plan(), table)
+
+
+def test_another_models_table_is_refused(made: LatencyTable, make_table: object) -> None:
+    with pytest.raises(MeasureError, match=r"another model:\n  net\.2\.q: no such layer there, 8×8 here"):
+        made.seconds(Plan(), make_table(3))  # type: ignore[operator]
+
+
+def test_another_width_is_refused(made: LatencyTable, table: LayerTable) -> None:
+    wider = replace(table.layers[-1], weight_shape=(5, 8))
+    with pytest.raises(MeasureError, match="classifier: 3×8 there, 5×8 here"):
+        made.seconds(Plan(), replace(table, layers=(*table.layers[:-1], wider)))
+
+
+def test_a_unit_that_was_never_timed_is_named(made: LatencyTable, table: LayerTable) -> None:
+    with pytest.raises(MeasureError, match="no time of embed"):
+        replace(made, entries={}).seconds(Plan(), table)
