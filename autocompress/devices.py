@@ -102,9 +102,10 @@ def _time(bench: AnyBench, trial: Trial, run: Run, tier: Tier, known: dict[str, 
     except AutocompressError as fault:
         say(f"{trial.fingerprint[:8]} {trial.what}: {fault}")
         return
+    span = f"{latency.ratio_best_dense_low:.3f}–{latency.ratio_best_dense_high:.3f}"
     say(
         f"{trial.fingerprint[:8]} {latency.latency_s * 1e3:.3g} ms, {latency.ratio_best_dense:.3f} of dense "
-        f"({latency.ratio_best_dense_low:.3f}–{latency.ratio_best_dense_high:.3f}): {trial.what}"
+        f"({span if latency.source == 'measured' else latency.source}): {trial.what}"
     )
 
 

@@ -62,6 +62,7 @@ class FrontInfo:
         x_range: shown latency ratios.
         y_range: shown qualities, low to high; catastrophic ones lie outside.
         hidden: number of points outside the shown window.
+        source: of the latencies; "measured", "recorded" or "predicted".
     """
 
     points: tuple[FrontPoint, ...]
@@ -73,6 +74,7 @@ class FrontInfo:
     x_range: tuple[float, float]
     y_range: tuple[float, float]
     hidden: int
+    source: str = "measured"
 
 
 def front_info(view: RunView) -> FrontInfo:
@@ -93,6 +95,7 @@ def front_info(view: RunView) -> FrontInfo:
         _ratio_range(shown),
         y_range,
         len(points) - len(shown),
+        words.source(view),
     )
 
 
@@ -256,7 +259,7 @@ def _front_axes(figure: go.Figure, info: FrontInfo) -> None:
         range=[math.log10(r) for r in info.x_range],
         tickvals=[t[0] for t in ticks],
         ticktext=[t[1] for t in ticks],
-        title="latency ratio to the fastest dense fp32",
+        title="latency ratio to the fastest dense fp32" + ("" if info.source == "measured" else f" ({info.source})"),
         **_axis(),
     )
     figure.update_yaxes(

@@ -13,6 +13,13 @@ from autocompress.report.view import RunView
 
 MISSING = "–"
 
+#: Source of a latency to what is said of it, the least certain first.
+HOW_TIMED = {
+    "predicted": "its latency predicted from the chip's published rates (not measured)",
+    "recorded": "its latency composed from a table recorded on the device (not measured)",
+    "measured": "timed on this device",
+}
+
 #: The largest drop that the headline accepts: 1 point, or 1 % relative for raw metrics.
 HEADLINE_DROP = 0.01
 
@@ -82,14 +89,15 @@ def doubt(latency: Latency, low: float, high: float) -> str:
     return interval(low, high) if latency.source == "measured" else latency.source
 
 
+def source(view: RunView) -> str:
+    """Where a run's latencies come from: the least certain of them."""
+    sources = {trial.latency.source for trial in view.trials if trial.latency}
+    return next((one for one in HOW_TIMED if one in sources), "measured")
+
+
 def how_timed(view: RunView) -> str:
     """Where the latencies of a run come from, such as "timed on this device"."""
-    sources = {trial.latency.source for trial in view.trials if trial.latency}
-    if "predicted" in sources:
-        return "its latency predicted from the chip's published rates (not measured)"
-    if "recorded" in sources:
-        return "its latency composed from a table recorded on the device (not measured)"
-    return "timed on this device"
+    return HOW_TIMED[source(view)]
 
 
 def quality(view: RunView, value: float | None, stderr: float | None = None) -> str:

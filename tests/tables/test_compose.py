@@ -78,7 +78,7 @@ def test_parts_that_follow_one_another_add_up_whatever_their_steps(table: LayerT
     """Each part timed at these widths, never both: no line fits the steps, and the sum is exact."""
     cost = planted(step=8)
     line = line_of(table, block, cost)
-    plan = Plan({"net.0.attention/heads": Prune(2), "net.0.mlp/neurons": Prune(4)})
+    plan = Plan({"net.0.attention/heads": Prune(2), "net.0.mlp/neurons": Prune(8)})
     form = signatures((block,), plan, table)[block.name]
     assert form not in line.entries
     assert line.seconds(form) == pytest.approx(cost(form), rel=1e-9)

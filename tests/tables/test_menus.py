@@ -87,7 +87,7 @@ def test_while_a_part_changes_the_others_are_at_rest() -> None:
     block = units_of(table)[1]
     found = [signatures(units_of(table), plan, table)[block.name] for plan in menu_plans(table, MENU)]
     shapes = [{form.role: form.shape for form in signature.forms} for signature in found]
-    narrow = [s for s in shapes if s.get("attention.self.query") == (16, 32)]
-    assert narrow
-    assert all(s["intermediate.dense"] == (16, 32) for s in narrow)
+    middle = [s for s in shapes if s.get("intermediate.dense") == (32, 32)]
+    assert middle
+    assert all(s["attention.self.query"] == (16, 32) for s in middle)
     assert any("attention.self.query" not in s and s["intermediate.dense"] == (16, 32) for s in shapes)
