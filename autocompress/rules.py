@@ -314,7 +314,7 @@ class SpaceRules(_Strict):
     @model_validator(mode="after")
     def _solvable(self) -> SpaceRules:
         if self.strategy == "joint":
-            if "solve" in self.model_fields_set:
+            if self.solve != SolveRule():
                 raise ValueError("solve is for strategy 'solve', but the strategy is 'joint'")
             return self
         other = [

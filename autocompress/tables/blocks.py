@@ -142,7 +142,11 @@ def traced_query(model: nn.Module, inputs: Inputs) -> Inputs:
 
 
 class _Alone(nn.Module):
-    """A unit that takes its tensors one by one and gives tensors only."""
+    """A unit that takes its tensors one by one, and gives the first entry along the last axis of each of its tensors.
+
+    A whole file hands its activations on in place; here, copying them out of the runtime could take longer than the
+    unit itself.
+    """
 
     def __init__(self, unit: nn.Module, call: Call) -> None:
         super().__init__()
@@ -150,12 +154,12 @@ class _Alone(nn.Module):
         self.call = call
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
-        """Tensors among what the unit gives."""
+        """Tensors ``(…, 1)`` of what the unit gives."""
         given = iter(values)
         leaves = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in self.call.leaves]
         args, kwargs = pytree.tree_unflatten(leaves, self.call.spec)
         output = getattr(self, PLACE)(*args, **kwargs)
-        return tuple(leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor))
+        return tuple(leaf[..., :1] for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor))
 
 
 @dataclass(frozen=True)

@@ -32,11 +32,14 @@ from autocompress.tables.blocks import (
     write_identity,
 )
 from autocompress.tables.compose import families
-from autocompress.tables.table import Check, LatencyTable, fit_line
+from autocompress.tables.table import Check, LatencyTable, Sums, fit_line
 from autocompress.tables.units import Unit, signatures, units_of
 from autocompress.tasks.task import Inputs
 
 Say = Callable[[str], None]
+
+#: Of the files that are timed; times of another make are not taken.
+MAKE = 1
 
 #: File of a cache folder with all that was timed, one JSON line each.
 TIMED = "timed.jsonl"
@@ -74,6 +77,7 @@ def setting_of(shop: Workshop) -> dict[str, Any]:
     architecture = f"{shop.task.source!r}{json.dumps(shop.table.to_json(), sort_keys=True)}"
     query = {name: list(value.shape) for name, value in _query(shop).items()}
     return {
+        "make": MAKE,
         "architecture": hashlib.sha256(architecture.encode()).hexdigest()[:16],
         "runtime": profile.runtime,
         "threads": profile.threads,
@@ -251,7 +255,7 @@ def _calibrated(
 ) -> LatencyTable:
     """The table with its line, and its errors on models in and outside the fit."""
     fitted = _time_models(bench, table, list(dict.fromkeys([Plan(), *map(timed_alike, fitted_on)])), "fit")
-    sums = [table.alone(plan, bench.shop.table) for plan in fitted]
+    sums = [sum(table.alone(plan, bench.shop.table).values(), Sums()) for plan in fitted]
     table = replace(table, line=fit_line(sums, list(fitted.values())))
     apart = [plan for plan in dict.fromkeys(map(timed_alike, checked_on)) if plan not in fitted]
     checked = _time_models(bench, table, apart, "check")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -26,26 +26,47 @@ MOST_SHOWN = 3
 
 
 @dataclass(frozen=True)
-class Line:
-    """``seconds = base + factor · Σ unit seconds + per_kernel · kernels + per_value · passed``, all 0 or more.
+class Sums:
+    """What a line is over, of one unit in a model or of several.
 
-    `passed` counts the values that go from a unit to one that computes in another way: whole files lay activations
-    out anew there, and nowhere else, while a unit alone always pays for it.
+    A unit alone takes its inputs and gives its outputs in the layout and type of the file's border. In a whole file
+    they stay as they are between neighbours that compute alike, and what that saves goes with the values passed on.
+
+    Attributes:
+        seconds: of the units alone.
+        kernels: matrix kernels, one per layer and two per pair of factors.
+        plain, rounded: values that come in from a neighbour in the same form, fp32 or another one.
+    """
+
+    seconds: float = 0.0
+    kernels: int = 0
+    plain: int = 0
+    rounded: int = 0
+
+    def __add__(self, other: Sums) -> Sums:
+        """Of both."""
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return Sums(*(left + right for left, right in pairs))
+
+
+@dataclass(frozen=True)
+class Line:
+    """From units alone to a part of a whole file; all coefficients are 0 or more.
+
+    ``base`` is what belongs to no unit; of each, ``factor · seconds + per_kernel · kernels - saved``, with
+    ``saved = plain_saves · plain + rounded_saves · rounded``, at most half of the rest.
     """
 
     base: float = 0.0
     factor: float = 1.0
     per_kernel: float = 0.0
-    per_value: float = 0.0
+    plain_saves: float = 0.0
+    rounded_saves: float = 0.0
 
-
-@dataclass(frozen=True)
-class Sums:
-    """What the line is over, of one plan: seconds of its units, matrix kernels, values passed to another form."""
-
-    seconds: float
-    kernels: int
-    passed: int
+    def seconds(self, unit: Sums) -> float:
+        """Of one unit in a whole file."""
+        cost = self.factor * unit.seconds + self.per_kernel * unit.kernels
+        return cost - min(self.plain_saves * unit.plain + self.rounded_saves * unit.rounded, cost / 2)
 
 
 @dataclass(frozen=True)
@@ -109,25 +130,18 @@ class LatencyTable:
 
     def parts(self, plan: Plan, layer_table: LayerTable) -> dict[str, float]:
         """Share of each unit in `seconds`, by the unit's name; what is left, `line.base`, belongs to none."""
-        line = self.line
-        return {
-            name: line.factor * own.seconds + line.per_kernel * own.kernels + line.per_value * own.passed
-            for name, own in self._alone(plan, layer_table).items()
-        }
+        return {name: self.line.seconds(own) for name, own in self.alone(plan, layer_table).items()}
 
-    def alone(self, plan: Plan, layer_table: LayerTable) -> Sums:
-        """What the line is over, of all units together."""
-        own = self._alone(plan, layer_table).values()
-        return Sums(sum(x.seconds for x in own), sum(x.kernels for x in own), sum(x.passed for x in own))
-
-    def _alone(self, plan: Plan, layer_table: LayerTable) -> dict[str, Sums]:
+    def alone(self, plan: Plan, layer_table: LayerTable) -> dict[str, Sums]:
+        """What the line is over, by the unit's name."""
         self.check_model(layer_table)
         found: dict[str, Sums] = {}
         option, values = "", 0
         for name, signature in signatures(self.units, plan, layer_table).items():
-            first = signature.forms[0].option if signature.forms else option
-            passed = values if option not in ("", first) else 0
-            found[name] = Sums(self._seconds(name, signature), kernels(signature), passed)
+            alike = bool(signature.forms) and signature.forms[0].option == option
+            kept = values if alike else 0
+            plain, rounded = (kept, 0) if option == "fp32" else (0, kept)
+            found[name] = Sums(self._seconds(name, signature), kernels(signature), plain, rounded)
             for last in signature.forms[-1:]:
                 option, values = last.option, last.shape[0] * self._by_name[name].positions[last.role]
         return found
@@ -208,7 +222,7 @@ def fit_line(sums: Sequence[Sums], measured: Sequence[float]) -> Line:
         measured: its seconds, ``(models,)``.
     """
     seconds: NDArray[np.float64] = np.asarray(measured, dtype=float)
-    rows = np.array([[1.0, s.seconds, s.kernels, s.passed] for s in sums]) / seconds[:, None]
+    rows = np.array([[1.0, s.seconds, s.kernels, -s.plain, -s.rounded] for s in sums]) / seconds[:, None]
     widths = np.maximum(np.linalg.norm(rows, axis=0), 1e-300)
     solution, _residual = scipy.optimize.nnls(rows / widths, np.ones(len(seconds)))
     return Line(*(float(value) for value in solution / widths))

@@ -34,7 +34,7 @@ BLOCK = "bert.encoder.layer.0"
 
 
 def outputs(built: Built, task: Task, name: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """First output of a unit's file, and of the torch unit with its integers, on the query."""
+    """First output of a unit's file, and what of the torch unit's own it stands for, on the query."""
     query = task.workload_inputs(1, None)
     call = watch_calls(built.model, [name], query)[name]
     other = watch_calls(built.model, [name], task.workload_inputs(2, None))[name]
@@ -47,7 +47,7 @@ def outputs(built: Built, task: Task, name: str, folder: Path) -> tuple[np.ndarr
         lambda _module, _args, output: seen.append(output if isinstance(output, torch.Tensor) else output[0])
     )
     run_quietly(twin, traced_query(twin, query))
-    return found, seen[0].numpy()
+    return found, seen[0][..., :1].numpy()
 
 
 def run_quietly(model: nn.Module, query: dict[str, torch.Tensor]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import numpy as np
 import pytest
@@ -45,7 +45,7 @@ def test_a_table_without_line_sums_its_units(made: LatencyTable, table: LayerTab
 
 
 def test_parts_and_base_make_the_whole(made: LatencyTable, table: LayerTable) -> None:
-    lined = replace(made, line=Line(3.0, 1.2, 0.1, 0.01))
+    lined = replace(made, line=Line(3.0, 1.2, 0.1, 1e-3, 1e-3))
     for plan in calibration_plans(table, MENU, 6):
         parts = lined.parts(plan, table)
         assert lined.seconds(plan, table) == pytest.approx(3.0 + sum(parts.values()))
@@ -56,25 +56,35 @@ def test_a_removed_block_takes_nothing(made: LatencyTable, table: LayerTable) ->
     assert "net.1" not in made.parts(Plan({"net.1": Prune(0)}), table)
 
 
-def test_values_are_passed_where_neighbours_compute_otherwise(made: LatencyTable, table: LayerTable) -> None:
-    plan = Plan(layers={"conv": LayerPlan(quantize=Quantize("int8"))})
-    positions = 360 // (4 * 1 * 3 * 3)
-    into, out = 8 * 10, 4 * positions  # what net.1.down gives, and what conv gives
-    assert made.alone(Plan(), table).passed == 0
-    assert made.alone(plan, table).passed == into + out
+def test_values_stay_as_they_are_between_neighbours_that_compute_alike(made: LatencyTable, table: LayerTable) -> None:
+    blocks, conv = 8 * 10, 4 * (360 // (4 * 1 * 3 * 3))  # what a block's down gives, and what conv gives
+
+    def kept(*rounded: str) -> list[tuple[int, int]]:
+        plan = Plan(layers={name: LayerPlan(quantize=Quantize("int8")) for name in rounded})
+        return [(own.plain, own.rounded) for own in made.alone(plan, table).values()][2:]
+
+    assert kept() == [(blocks, 0), (blocks, 0), (conv, 0)]
+    assert kept("conv") == [(blocks, 0), (0, 0), (0, 0)]
+    assert kept("net.1.down", "conv") == [(blocks, 0), (0, blocks), (0, 0)]
 
 
 def test_a_planted_line_is_found() -> None:
     draw = np.random.default_rng(0)
-    sums = [Sums(float(s), int(k), int(p)) for s, k, p in zip(*draw.uniform(1, 100, (3, 20)), strict=True)]
-    measured = [2.0 + 1.5 * s.seconds + 0.25 * s.kernels + 0.125 * s.passed for s in sums]
-    line = fit_line(sums, measured)
-    assert (line.base, line.factor, line.per_kernel, line.per_value) == pytest.approx((2.0, 1.5, 0.25, 0.125), rel=1e-5)
+    sums = [Sums(float(s), int(k), int(p), int(r)) for s, k, p, r in draw.uniform(1, 100, (30, 4))]
+    planted = Line(200.0, 1.5, 0.25, 0.125, 0.5)
+    measured = [200.0 + 1.5 * s.seconds + 0.25 * s.kernels - 0.125 * s.plain - 0.5 * s.rounded for s in sums]
+    assert astuple(fit_line(sums, measured)) == pytest.approx(astuple(planted), rel=1e-5)
 
 
 def test_no_term_of_a_line_is_negative() -> None:
-    line = fit_line([Sums(1.0, 5, 0), Sums(2.0, 4, 0), Sums(3.0, 3, 0)], [1.0, 2.2, 3.6])
-    assert min(line.base, line.factor, line.per_kernel, line.per_value) >= 0
+    line = fit_line([Sums(1.0, 5, 3, 0), Sums(2.0, 4, 2, 1), Sums(3.0, 3, 1, 2)], [1.0, 2.2, 3.6])
+    assert min(astuple(line)) >= 0
+
+
+def test_what_is_saved_is_at_most_half() -> None:
+    line = Line(0.0, 2.0, 1.0, 0.5, 0.25)
+    assert line.seconds(Sums(10.0, 4, 8, 4)) == 24.0 - 4.0 - 1.0
+    assert line.seconds(Sums(10.0, 4, 80, 0)) == 12.0
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -112,7 +122,7 @@ def test_an_unchecked_table_only_ranks(made: LatencyTable) -> None:
 
 
 def test_a_table_survives_json(made: LatencyTable, table: LayerTable) -> None:
-    full = replace(checked(made, 1.1, 0.9), line=Line(1.0, 2.0, 3.0, 4.0), fitted=(Check("a", 1.0, 2.0),))
+    full = replace(checked(made, 1.1, 0.9), line=Line(1.0, 2.0, 3.0, 4.0, 5.0), fitted=(Check("a", 1.0, 2.0),))
     again = LatencyTable.from_json(json.loads(json.dumps(full.to_json())))
     assert again == full
     assert again.seconds(Plan(), table) == full.seconds(Plan(), table)
