@@ -15,7 +15,6 @@ from autocompress.budgets import Budgets, Drop
 from autocompress.errors import AutocompressError, StorageError
 from autocompress.export.folder import INTEGERS
 from autocompress.front import Front, fits
-from autocompress.measure.latency import PROCESSES
 from autocompress.pipeline import Workshop, evaluate, measure_again, score_artifact
 from autocompress.plan import Plan, Precision
 from autocompress.records import Origin, Trial, append_line
@@ -216,7 +215,7 @@ class Loop:
         measure = sum(t.seconds.get("measure", 0.0) for t in done) / len(done)
         score = sum(t.seconds.get("score", 0.0) for t in done) / len(done)
         share = len(self.shop.task.test) / len(self.shop.task.validation)
-        finals = (len(self.front.points) + 2) * (PROCESSES * (measure + 1.0) + share * score)
+        finals = (len(self.front.points) + 2) * (2 * measure + share * score + 1.0)
         return candidate + min(finals, FINAL_SHARE * self.budget_s)
 
     def _grade_finalists(self) -> None:
