@@ -10,9 +10,11 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.torch
+from numpy.typing import NDArray
 from torch import nn
 
 from autocompress.compressing.bank import Bank
@@ -145,10 +147,10 @@ def evaluate(plan: Plan, shop: Workshop, number: int = 0, rung: int = 0) -> Tria
     try:
         artifact = build(plan, shop, clock, rung)
         with clock.stage("measure"):
-            check_fresh(artifact, shop)
+            timed = shop.bench.outputs(shop.root / artifact.path)
             latency = shop.bench.measure(shop.root / artifact.path)
         with clock.stage("score"):
-            score = score_artifact(artifact, shop, shop.task.validation)
+            score = score_artifact(artifact, shop, shop.task.validation, timed)
     except StorageError:
         raise
     except Exception as fault:
@@ -303,27 +305,23 @@ def save_weights(model: nn.Module, path: Path) -> None:
         write_atomic(path, safetensors.torch.save(state))
 
 
-def check_fresh(artifact: Artifact, shop: Workshop) -> None:
-    """Make sure that the process that times a file gets from it what this one gets.
-
-    Raises:
-        ExportError: it gets something else.
-    """
-    path, profile = shop.root / artifact.path, shop.profile
-    found = shop.bench.outputs(path)
-    if found is not None:  # there is no such process where latencies are not measured
-        session = open_graded(path, profile.runtime, profile.threads, profile.device)
-        check_deviation(path, found, session.run(read_queries(shop.bench.inputs)[0])[0], SAME)
-
-
-def score_artifact(artifact: Artifact, shop: Workshop, examples: Examples) -> Score:
+def score_artifact(artifact: Artifact, shop: Workshop, examples: Examples, timed: NDArray[Any] | None = None) -> Score:
     """The task's metric of an exported file on a split, run in the profile's runtime.
+
+    Args:
+        artifact: the file.
+        shop: gives task and profile.
+        examples: the split.
+        timed: what the process that timed the file got from it for the workload's first query, if there was one.
 
     Raises:
         ModelError: the metric gives no finite number.
+        ExportError: this process gets something else than the one that timed the file.
     """
     profile = shop.profile
     session = open_graded(shop.root / artifact.path, profile.runtime, profile.host_threads, profile.host_device)
+    if timed is not None:
+        check_deviation(shop.root / artifact.path, timed, session.run(read_queries(shop.bench.inputs)[0])[0], SAME)
     metric, targets = shop.task.metric, examples.targets.numpy()
     outputs = None
     for rows, inputs, wanted in examples.batches(shop.task.score_batch):

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import io
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import ExportError
+from autocompress.export.tracing import traced_graph
 from autocompress.measure.decoding import (
     KEPT,
     LAST,
@@ -32,8 +31,6 @@ from autocompress.measure.decoding import (
 )
 from autocompress.runtimes import Session
 from autocompress.tasks.task import Task, logits_of
-
-OPSET = 17
 
 #: What `forward` must take for its past, its mask and its positions to be given from outside.
 NEEDED = (TOKENS, "attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep")
@@ -174,24 +171,14 @@ def decoder_graph(model: nn.Module, task: Task) -> onnx.ModelProto:
     axes: dict[str, dict[int, str]] = {TOKENS: {0: "batch", 1: "new"}, KEPT: {0: "kept"}}
     axes[LOGITS] = {0: "batch", 1: "kept"}
     axes.update({name: {0: "batch", 2: "past"} for name in past} | {name: {0: "batch", 2: "total"} for name in present})
-    buffer = io.BytesIO()
-    try:
-        with warnings.catch_warnings(), torch.inference_mode():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                decoder,
-                (tokens, torch.arange(TRACED_NEW), *decoder.past(len(tokens), TRACED_PAST)),
-                buffer,  # type: ignore[arg-type]  # the exporter of dynamo=False takes it
-                input_names=[TOKENS, KEPT, *past],
-                output_names=[LOGITS, *present],
-                dynamic_axes=axes,
-                opset_version=OPSET,
-                do_constant_folding=False,
-                dynamo=False,  # about ten times faster than the dynamo exporter, which a search cannot afford
-            )
-    except Exception as fault:
-        raise ExportError(f"torch cannot export {type(model).__name__} with a past to ONNX: {fault}") from fault
-    return onnx.load_model_from_string(buffer.getvalue())
+    inputs = dict(zip(past, decoder.past(len(tokens), TRACED_PAST), strict=True))
+    return traced_graph(
+        decoder,
+        {TOKENS: tokens, KEPT: torch.arange(TRACED_NEW), **inputs},
+        [LOGITS, *present],
+        axes,
+        f"{type(model).__name__} with a past",
+    )
 
 
 @dataclass(frozen=True)

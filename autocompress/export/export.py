@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import inspect
-import io
 import os
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -25,11 +22,11 @@ from autocompress.export.decoder import decoder_agreement, decoder_graph
 from autocompress.export.fresh import TOLERANCE as TOLERANCE
 from autocompress.export.fresh import allowed, relative_distance
 from autocompress.export.integers import insert_codes
+from autocompress.export.tracing import traceable, traced_graph
 from autocompress.records import Artifact, write_atomic
 from autocompress.runtimes import RUNTIMES, Device, open_session
 from autocompress.tasks.task import Task, logits_of
 
-OPSET = 17
 OUTPUT = "logits"
 
 #: Runtimes whose integer convolutions must write integers. OpenVINO's need not, and a rounded output goes wrong there
@@ -61,33 +58,16 @@ def float_graph(model: nn.Module, task: Task) -> onnx.ModelProto:
     Raises:
         ExportError: torch cannot trace the model.
     """
-    traced = copy.deepcopy(model)
-    if hasattr(traced, "set_attn_implementation"):
-        traced.set_attn_implementation("eager")  # type: ignore[operator]  # plain matmuls: a smaller and faster graph than traced sdpa
-    if hasattr(getattr(traced, "config", None), "use_cache"):
-        traced.config.use_cache = False  # type: ignore[union-attr]  # traced, it is concatenations that nobody reads
     names = task.input_names
     inputs = task.trace_inputs()
-    axes: dict[str, dict[int, str]] = {name: {0: "batch", **task.dynamic_axes.get(name, {})} for name in names}
-    axes[OUTPUT] = {0: "batch"}
-    buffer = io.BytesIO()
-    try:
-        with warnings.catch_warnings(), torch.inference_mode():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                _Traced(traced, names).eval(),
-                tuple(inputs[name] for name in names),
-                buffer,  # type: ignore[arg-type]  # the exporter of dynamo=False takes it
-                input_names=list(names),
-                output_names=[OUTPUT],
-                dynamic_axes=axes,
-                opset_version=OPSET,
-                do_constant_folding=False,
-                dynamo=False,  # about ten times faster than the dynamo exporter, which a search cannot afford
-            )
-    except Exception as fault:
-        raise ExportError(f"torch cannot export {type(model).__name__} to ONNX: {fault}") from fault
-    return onnx.load_model_from_string(buffer.getvalue())
+    axes = {name: {0: "batch", **task.dynamic_axes.get(name, {})} for name in names}
+    return traced_graph(
+        _Traced(traceable(model), names).eval(),
+        {name: inputs[name] for name in names},
+        [OUTPUT],
+        {**axes, OUTPUT: {0: "batch"}},
+        type(model).__name__,
+    )
 
 
 def codes_for(codes: Mapping[str, Codes], runtime: str) -> dict[str, Codes]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import inspect
 import io
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,9 +21,9 @@ from autocompress.compressing.choices import FirstOnes
 from autocompress.compressing.codes import Codes
 from autocompress.compressing.quantize import quantize
 from autocompress.compressing.shape import shape
-from autocompress.errors import ExportError
-from autocompress.export.export import OPSET, codes_for, float_graph
+from autocompress.export.export import codes_for, float_graph
 from autocompress.export.integers import insert_codes
+from autocompress.export.tracing import OPSET, traceable, traced_graph
 from autocompress.layers import LayerTable
 from autocompress.plan import LayerPlan, Plan, Prune, Quantize
 from autocompress.records import write_atomic
@@ -70,23 +69,13 @@ def build_for_timing(plan: Plan, task: Task, table: LayerTable, runtime: str) ->
     wanted = timed_alike(plan)
     model = shape(task.source, wanted, table, FirstOnes(task.source))
     made = quantize(model, wanted, table, task.calibration(SAMPLES))
-    return Built(_traceable(made.model), codes_for(made.codes, runtime))
+    return Built(traceable(made.model), codes_for(made.codes, runtime))
 
 
 def export_whole(built: Built, task: Task, path: Path) -> None:
     """Write the whole model; its outputs are not checked, since it only tells the time."""
     content = insert_codes(float_graph(built.model, task), built.codes).SerializeToString()
     write_atomic(path, content)
-
-
-def _traceable(model: nn.Module) -> nn.Module:
-    """A copy that computes as exported models do: plain attention, no cache. See `export.float_graph`."""
-    traced = copy.deepcopy(model).eval()
-    if hasattr(traced, "set_attn_implementation"):
-        traced.set_attn_implementation("eager")  # type: ignore[operator]
-    if hasattr(getattr(traced, "config", None), "use_cache"):
-        traced.config.use_cache = False  # type: ignore[union-attr]
-    return traced
 
 
 @dataclass
@@ -208,24 +197,8 @@ def export_unit(built: Built, name: str, call: Call, free: Free, path: Path) -> 
 
 
 def _graph(alone: nn.Module, name: str, inputs: Inputs, free: Free) -> onnx.ModelProto:
-    buffer = io.BytesIO()
-    axes = {key: dict(found) for key, found in zip(inputs, free.axes, strict=True) if found}
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                alone,
-                tuple(inputs.values()),
-                buffer,  # type: ignore[arg-type]  # the exporter of dynamo=False takes it
-                input_names=list(inputs),
-                dynamic_axes=axes,
-                opset_version=OPSET,
-                do_constant_folding=False,
-                dynamo=False,
-            )
-    except Exception as fault:
-        raise ExportError(f"torch cannot export {name} alone to ONNX: {fault}") from fault
-    return onnx.load_model_from_string(buffer.getvalue())
+    axes = {key: found for key, found in zip(inputs, free.axes, strict=True) if found}
+    return traced_graph(alone, inputs, [], axes, f"{name} alone")
 
 
 def write_identity(path: Path) -> None:

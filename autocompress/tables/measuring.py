@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any
 
 import numpy as np
 
@@ -97,14 +97,6 @@ def _query(shop: Workshop, more: int = 0) -> Inputs:
     return shop.task.workload_inputs(workload.batch + more, length)
 
 
-class _Parts(Protocol):
-    """A bench that times parts of a model."""
-
-    def table_time(self, path: Path, inputs: Path) -> float:
-        """Seconds per query of a part's file."""
-        ...
-
-
 @dataclass(frozen=True)
 class _Bench:
     """What timing units and models needs."""
@@ -116,7 +108,7 @@ class _Bench:
 
     def seconds(self, path: Path, inputs: Path) -> float:
         """Seconds per query of a part of a model, alone."""
-        return cast(_Parts, self.shop.bench).table_time(path, inputs)
+        return self.shop.bench.table_time(path, inputs)
 
 
 def measure_table(

@@ -17,7 +17,8 @@ from autocompress.compressing.codes import Codes
 from autocompress.compressing.quantize import quantize
 from autocompress.errors import ExportError
 from autocompress.export import export, export_model, float_graph
-from autocompress.export.export import OPSET, TOLERANCE, agreement
+from autocompress.export.export import TOLERANCE, agreement
+from autocompress.export.tracing import OPSET
 from autocompress.plan import LayerPlan, Plan, Quantize, legal_precisions
 from autocompress.runtimes import installed_runtimes
 from autocompress.tasks.task import Task

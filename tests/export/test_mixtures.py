@@ -16,8 +16,9 @@ from onnx import numpy_helper
 
 from autocompress.compressing.quantize import quantize, simulate
 from autocompress.export import export_model
-from autocompress.export.export import OPSET, codes_for
+from autocompress.export.export import codes_for
 from autocompress.export.fresh import relative_distance
+from autocompress.export.tracing import OPSET
 from autocompress.plan import LayerPlan, Plan, Quantize, legal_precisions
 from autocompress.runtimes import installed_runtimes, open_session
 from autocompress.tasks.task import Task, logits_of
