@@ -77,6 +77,7 @@ class Timing(_Strict):
     max_blocks: Count = 24
     half_width: Positive = 0.01
     drift: Positive = 0.03
+    slowed: Positive = 0.05
     report_queries: Count = 256
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ wait for one another, too, and spin), and a count of switches cannot tell 5 µs 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,13 +45,13 @@ class Block:
         """Seconds in line per second of the block; above 1 where several threads stood in line."""
         return sum(self.waited) / sum(self.times) if sum(self.times) else 0.0
 
-    @property
+    @cached_property
     def contended(self) -> bool:
         """Whether other programs left too few queries alone, or one of the inputs none."""
         alone = undisturbed(self).reshape(-1, self.inputs)
         return bool(alone.mean() < UNDISTURBED or not alone.any(axis=0).all())
 
-    @property
+    @cached_property
     def seconds(self) -> float:
         """Mean over the inputs of the median over the passes, of undisturbed queries.
 

@@ -136,10 +136,10 @@ def _decoder_figures(steps: Sequence[tuple[float, list[float]]]) -> dict[str, An
 def _warnings(
     races: Sequence[Race], ratios: Sequence[np.ndarray[Any, Any]], ratio: Interval, timing: Timing
 ) -> Iterator[str]:
-    drifting = sum(race.rounds.drifting for race in races)
+    unsteady = sum(race.rounds.unsteady for race in races)
     crowded = sum(race.rounds.crowded for race in races)
-    if drifting:
-        yield f"the dense reference drifted by more than {timing.drift:.0%} within {drifting} kept rounds"
+    if unsteady:
+        yield f"the machine was unsteady in {unsteady} kept rounds: {timing.slowed:.0%} or more slower than at its best"
     if crowded:
         yield f"other programs took the processor in {crowded} kept rounds: there were too few undisturbed ones"
     if ratio.half_width > 3 * timing.half_width:

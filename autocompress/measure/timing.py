@@ -18,9 +18,13 @@ from autocompress.hardware import Timing
 from autocompress.measure.blocks import Block
 
 BOOTSTRAPS = 1000
-PATIENCE = 3
-#: Of rounds that are all faulty, the better half is kept.
-KEPT_SHARE = 0.5
+PATIENCE = 5
+#: Of rounds that are all faulty, the best quarter is kept.
+KEPT_SHARE = 0.25
+#: After so many times the rounds that undisturbed ones would have taken, nothing better is waited for.
+HOPE = 2
+#: What a contestant takes when nobody disturbs it: this quantile of its blocks, least of all for few of them.
+FLOOR = 0.1
 
 #: Differences under this are called equal, however narrow the interval: two loads of one file differ by as much.
 RESOLUTION = 0.02
@@ -42,17 +46,17 @@ class Rounds:
         times: contestant to the seconds of each query that nobody disturbed, in the rounds that were kept.
         blocks: contestant to its mean block figure of each kept round.
         rejected: rounds thrown away.
-        contended: of these, the ones in which other programs took the processor; the reference drifted in the rest.
-        drifting, crowded: rounds kept although the reference drifted or other programs took the processor, for want
-            of better ones.
+        contended: of these, the ones in which other programs took the processor; the others were unsteady.
+        crowded, unsteady: rounds kept although other programs took the processor, or although a block was slowed or
+            the reference drifted, for want of better ones.
     """
 
     times: dict[str, list[float]] = field(default_factory=dict)
     blocks: dict[str, list[float]] = field(default_factory=dict)
     rejected: int = 0
     contended: int = 0
-    drifting: int = 0
     crowded: int = 0
+    unsteady: int = 0
 
     def ratios(self, contestant: str, reference: str) -> NDArray[np.float64]:
         """Contestant / reference of each kept round."""
@@ -148,13 +152,13 @@ class _Round:
     drift: float
 
     @property
-    def waited(self) -> float:
-        """Largest share of a block's time that its threads stood in line."""
-        return max(block.waited_share for pair in self.halves.values() for block in pair)
-
-    @property
     def contended(self) -> bool:
         return any(block.contended for pair in self.halves.values() for block in pair)
+
+    def slowed(self, floors: Mapping[str, float]) -> float:
+        """By which share its slowest block takes longer than that contestant's floor."""
+        slowest = {name: max(block.seconds for block in pair) for name, pair in self.halves.items()}
+        return max(slowest[name] / max(floors[name], 1e-12) for name in slowest) - 1
 
 
 def time_in_turn(
@@ -166,33 +170,43 @@ def time_in_turn(
 ) -> Rounds:
     """Run rounds until every ratio to the first name is known to `protocol.half_width`, or the rounds run out.
 
-    A round is thrown away when other programs took the processor in it, or when its reference blocks, before and
-    after, differ by more than `protocol.drift`. Where fewer than `protocol.min_blocks` rounds are left, the best of
-    the others stand in, half of all rounds, and are counted as such: a busy machine still gives an answer, and in
-    no more than `PATIENCE` times the time of `protocol.max_blocks` undisturbed rounds, unless the fewest take longer.
+    A round is thrown away when other programs took the processor in it, when its reference blocks, before and after,
+    differ by more than `protocol.drift`, or when one of its blocks takes more than `protocol.slowed` longer than that
+    contestant's undisturbed blocks do. The last is all that a guest sees of other guests on its machine: they slow
+    blocks in bursts of seconds, short layers more than long ones, so that a ratio of slowed blocks is another ratio.
+
+    Where fewer than `protocol.min_blocks` rounds are left, the least slowed of the others stand in, a quarter of all
+    rounds, and are counted as such: a busy machine still gives an answer, and in no more than `PATIENCE` times the
+    time of `protocol.max_blocks` undisturbed rounds, unless the fewest take longer.
 
     Args:
         names: contestants, the reference first.
         run_block: runs a block of queries of one contestant.
-        protocol: numbers of blocks, half-width, drift.
+        protocol: numbers of blocks, half-width, what is called drifting and slowed.
         enough_queries: while an interval is too wide, go on past `protocol.max_blocks` rounds, up to `PATIENCE` times
             as many, until each contestant has so many.
         decided: another reason to stop, asked once `protocol.min_blocks` rounds without fault are there.
     """
     done: list[_Round] = []
     for number in range(1, PATIENCE * protocol.max_blocks + 1):
-        if number > protocol.max_blocks and _fewest(_keep(done, protocol)) >= enough_queries:
+        if number > protocol.max_blocks and _is_enough(done, protocol, enough_queries):
             break
         if number > protocol.min_blocks and _overtime(done) > PATIENCE * protocol.max_blocks:
             break
         done.append(_run_round(names, run_block))
-        good = [item for item in done if not _faulty(item, protocol)]
-        if len(good) < protocol.min_blocks or _faulty(done[-1], protocol):
+        faulty = _faulty(done, protocol)
+        if faulty.count(False) < protocol.min_blocks or faulty[-1]:
             continue
         kept = _keep(done, protocol)
         if _settled(kept, names, protocol) or (decided is not None and decided(kept)):
             break
     return _keep(done, protocol)
+
+
+def _is_enough(done: Sequence[_Round], protocol: Timing, enough_queries: int) -> bool:
+    kept = _keep(done, protocol)
+    stand_in = kept.crowded + kept.unsteady > 0
+    return _fewest(kept) >= enough_queries and (not stand_in or len(done) >= HOPE * protocol.max_blocks)
 
 
 def _run_round(names: Sequence[str], run_block: Callable[[str], Block]) -> _Round:
@@ -215,28 +229,39 @@ def _overtime(done: Sequence[_Round]) -> float:
     return spent / max(fastest, 1e-12) - 1e-9
 
 
-def _faulty(item: _Round, protocol: Timing) -> bool:
-    return item.contended or item.drift > protocol.drift
+def _floors(done: Sequence[_Round]) -> dict[str, float]:
+    """Contestant to the seconds of its undisturbed blocks."""
+    return {
+        name: float(np.quantile([block.seconds for item in done for block in item.halves[name]], FLOOR, method="lower"))
+        for name in done[0].halves
+    }
+
+
+def _faulty(done: Sequence[_Round], protocol: Timing) -> list[bool]:
+    floors = _floors(done)
+    return [
+        item.contended or item.drift > protocol.drift or item.slowed(floors) > protocol.slowed + 1e-9 for item in done
+    ]
 
 
 def _keep(done: Sequence[_Round], protocol: Timing) -> Rounds:
-    """The rounds without fault, or the better half of all where these are too few; in the order of running."""
-    good = [number for number, item in enumerate(done) if not _faulty(item, protocol)]
-    kept = set(good)
-    if len(good) < protocol.min_blocks:
-        faulty = sorted(set(range(len(done))) - kept, key=lambda number: (done[number].waited, done[number].drift))
+    """The rounds without fault, or the best quarter of all where these are too few; in the order of running."""
+    floors, faulty = _floors(done), _faulty(done, protocol)
+    kept = {number for number, fault in enumerate(faulty) if not fault}
+    if len(kept) < protocol.min_blocks:
+        others = sorted(set(range(len(done))) - kept, key=lambda n: (done[n].slowed(floors), done[n].drift))
         enough = max(protocol.min_blocks, math.ceil(KEPT_SHARE * len(done)))
-        kept |= set(faulty[: enough - len(good)])
+        kept |= set(others[: enough - len(kept)])
     left = [item for number, item in enumerate(done) if number not in kept]
-    stand_ins = [done[number] for number in kept if _faulty(done[number], protocol)]
+    stand_ins = [done[number] for number in kept if faulty[number]]
     crowded = sum(item.contended for item in stand_ins)
     rounds = Rounds(
         rejected=len(left),
         contended=sum(item.contended for item in left),
-        drifting=len(stand_ins) - crowded,
         crowded=crowded,
+        unsteady=len(stand_ins) - crowded,
     )
-    for name in done[0].halves if done else ():
+    for name in done[0].halves:
         pairs = [done[number].halves[name] for number in sorted(kept)]
         rounds.times[name] = [seconds for pair in pairs for block in pair for seconds in block.kept_times]
         rounds.blocks[name] = [(first.seconds + second.seconds) / 2 for first, second in pairs]

@@ -99,7 +99,7 @@ def timed(shop: Shop, contestants: list[Contestant], dense: Path, processes: int
         "ratio": {name: [found.value, found.low, found.high] for name, found in ratios.items()},
         "blocks": {c.name: [[float(f"{b:.5g}") for b in r.blocks[c.name]] for r in races] for c in contestants},
         "rejected": sum(rounds.rejected for rounds in races),
-        "drifting": sum(rounds.drifting for rounds in races),
+        "unsteady": sum(rounds.unsteady for rounds in races),
     }
 
 

@@ -78,10 +78,10 @@ def test_a_decoders_tokens_are_told_apart() -> None:
 
 def test_doubts_are_warnings() -> None:
     crowded = race(0.5, stream=Stream((0.1,) * 10, 1.0, waited=0.5))
-    crowded.rounds.crowded, crowded.rounds.drifting = 4, 2
+    crowded.rounds.crowded, crowded.rounds.unsteady = 4, 2
     latency = summarize([crowded, race(0.9), race(0.91)], NAMES, ONE, Timing(), tier="report")
     assert [warning.split(":")[0] for warning in latency.warnings] == [
-        "the dense reference drifted by more than 3% within 2 kept rounds",
+        "the machine was unsteady in 2 kept rounds",
         "other programs took the processor in 4 kept rounds",
         "noisy",
         "fresh processes disagree",
