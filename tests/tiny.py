@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from autocompress.compressing.bank import Bank
 from autocompress.hardware import HardwareProfile
-from autocompress.layers import Group, LayerTable
-from autocompress.plan import Factorize, LayerPlan, Mask, Plan, Prune, Quantize
+from autocompress.layers import Group, Layer, LayerTable
+from autocompress.plan import Factorize, LayerPlan, Mask, Plan, Precision, Prune, Quantize, legal_precisions
+from autocompress.runtimes import RUNTIMES
 from autocompress.survey import survey
 from autocompress.tasks.task import Examples, Metric, Task
 from autocompress.weights import matrix_of, weight_of
@@ -180,6 +181,11 @@ def run(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
 def quantized(precision: str, *names: str, **settings: Any) -> Plan:
     """A plan that gives the named layers one precision."""
     return Plan(layers={name: LayerPlan(quantize=Quantize(precision, **settings)) for name in names})
+
+
+def claimed(layer: Layer, runtime: str = "onnxruntime") -> list[Precision]:
+    """The layer's precisions that a runtime has on a processor."""
+    return [precision for precision in legal_precisions(layer) if precision in RUNTIMES[runtime].kernels[layer.kind]]
 
 
 def profile_of(runtime: str = "onnxruntime") -> HardwareProfile:

@@ -55,15 +55,27 @@ def steps_of_values(value: Tensor) -> Steps:
     return steps_of(Range(min(0.0, float(value.min())), max(0.0, float(value.max()))))
 
 
+#: 8-bit floats with 4 bits of exponent and 3 of mantissa (Micikevicius et al. 2022), and the greatest of them.
+FP8 = torch.float8_e4m3fn
+FP8_MOST = 448.0
+
+
+def fp8_scale(value: Tensor) -> Tensor:
+    """What one 8-bit float of 1 stands for, so that the greatest magnitude becomes the greatest of them; no axes."""
+    most = value.abs().amax() / FP8_MOST
+    return torch.where(most == 0, torch.ones_like(most), most)
+
+
 @dataclass(frozen=True)
 class Codes:
     """The integers of one layer.
 
     Attributes:
         precision: what they are.
-        values: int8, shaped like the weight; of "int4-weights" in [-8, 7]. Of "fp16" the float16 weight itself.
-        scales: float32; per output channel or embedding row ``(out,)``, for the whole tensor ``(1,)``, or per
-            `INT4_GROUP` inputs ``(out, groups)``. Empty for "fp16".
+        values: int8, shaped like the weight; of "int4-weights" in [-8, 7]. Of "fp16" the float16 weight itself, of
+            "fp8" 8-bit floats (`FP8`).
+        scales: float32; per output channel or embedding row ``(out,)``, for the whole tensor ``(1,)`` (always of
+            "fp8"), or per `INT4_GROUP` inputs ``(out, groups)``. Empty for "fp16".
         zeros: zero points, int8, shaped like the scales; None where all are 0.
         input: the input's quantizer, of static "int8" only.
         output: the output's, of static "int8" convolutions only.
@@ -79,7 +91,14 @@ class Codes:
     @property
     def rounds_input(self) -> bool:
         """Whether the layer computes with rounded inputs."""
-        return self.precision in ("int8", "int8-dynamic")
+        return self.precision in ("int8", "int8-dynamic", "fp8")
+
+    def round_input(self, value: Tensor) -> Tensor:
+        """An input sent through the kernel's numbers and back; without steps, by its own range."""
+        if self.precision == "fp8":
+            scale = fp8_scale(value)
+            return (value / scale).to(FP8).to(torch.float32) * scale
+        return (self.input or steps_of_values(value)).round(value)
 
     def weight(self) -> Tensor:
         """The float32 weight that the integers stand for, in their shape."""
@@ -126,6 +145,9 @@ def quantize_weight(
         raise ValueError("rounding 'gptq' needs the second moment of the layer's inputs")
     if settings.precision == "fp16":
         return Codes("fp16", weight.to(torch.float16), torch.zeros(0))
+    if settings.precision == "fp8":
+        scale = fp8_scale(weight)
+        return Codes("fp8", (weight / scale).to(FP8), scale[None])
     matrix = weight.reshape(weight.shape[0], -1)
     blocks = _blocks(matrix, settings)
     least = _bound(least_scales, settings)

@@ -125,6 +125,9 @@ class _FakeLayer:
     def _before(self, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         self.restore()
         self.module.__dict__.update(self._rounded())
+        if self.settings.precision == "fp8":
+            value = args[0].detach()
+            return (straight_through(args[0], Codes("fp8", value, value).round_input(value)), *args[1:])
         if self.settings.precision not in ("int8", "int8-dynamic"):
             return args
         return (self._rounded_input(args[0]), *args[1:])

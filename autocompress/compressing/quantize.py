@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.compressing.calibrate import gram_matrices, input_ranges, output_ranges
-from autocompress.compressing.codes import Codes, Steps, quantize_weight, steps_of, steps_of_values
+from autocompress.compressing.codes import Codes, Steps, quantize_weight, steps_of
 from autocompress.compressing.correct import corrected
 from autocompress.compressing.flow import Flow, flow_of, fold_norms
 from autocompress.compressing.smooth import smoothed, smoothing
@@ -26,7 +26,7 @@ from autocompress.tasks.task import Examples
 
 #: Precisions of each kind of module. What a factor's kind does not have stays float.
 LEGAL: dict[type[nn.Module], tuple[Precision, ...]] = {
-    nn.Linear: ("fp16", "int8-dynamic", "int8", "int4-weights"),
+    nn.Linear: ("fp16", "fp8", "int8-dynamic", "int8", "int4-weights"),
     nn.Conv2d: ("fp16", "int8"),
     nn.Embedding: ("fp16", "int8-weights", "int4-weights"),
 }
@@ -198,20 +198,20 @@ def simulate(model: nn.Module, codes: Mapping[str, Codes]) -> nn.Module:
         if isinstance(module, nn.Conv2d) and module.bias is not None:
             module.bias = nn.Parameter(made.accumulated(module.bias.detach()), requires_grad=False)
         if made.rounds_input:
-            module.register_forward_pre_hook(_RoundInput(made.input))
+            module.register_forward_pre_hook(_RoundInput(made))
         if made.output:
             module.register_forward_hook(_RoundOutput(made.output))
     return twin.eval()
 
 
 class _RoundInput:
-    """A forward pre-hook that sends a layer's input through unsigned integers; without steps, by its own range."""
+    """A forward pre-hook that rounds a layer's input as the layer's kernel does."""
 
-    def __init__(self, steps: Steps | None) -> None:
-        self.steps = steps
+    def __init__(self, codes: Codes) -> None:
+        self.codes = codes
 
     def __call__(self, _module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return ((self.steps or steps_of_values(args[0])).round(args[0]), *args[1:])
+        return (self.codes.round_input(args[0]), *args[1:])
 
 
 class _RoundOutput:

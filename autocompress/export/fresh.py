@@ -30,6 +30,7 @@ from autocompress.runtimes import RUNTIMES, Device, installed_runtimes
 TOLERANCE: Mapping[str, float] = {
     "fp32": 1e-4,
     "fp16": 1e-4,
+    "fp8": 0.15,
     "int8": 0.15,
     "int8-dynamic": 0.15,
     "int8-weights": 1e-4,

@@ -6,6 +6,7 @@ a file holds the integers once, and the runtime folds the rest when it loads the
 - static and dynamic int8: inputs as signed 8 bits (the unsigned code less 128), `torch._int_mm`, one scaling.
 - static int8 convolutions: oneDNN's, on processors only.
 - 4-bit weights: `_weight_int4pack_mm_for_cpu`, which computes in bfloat16 and rounds the groups' scales to it.
+- 8-bit floats: `torch._scaled_mm`, a range of its own for each call's inputs; a processor computes it, but slowly.
 - fp16: a processor computes in float32 from weights stored in half; a GPU computes in half.
 """
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from autocompress.compressing.codes import Codes
+from autocompress.compressing.codes import FP8, Codes, fp8_scale
 from autocompress.errors import ExportError
 from autocompress.plan import INT4_GROUP
 from autocompress.runtimes import Device
@@ -28,6 +29,9 @@ SIGNED = 128
 
 #: `_int_mm` on a GPU takes more than 16 rows, and multiples of 8 otherwise.
 GPU_ROWS, GPU_MULTIPLE = 16, 8
+
+#: `_scaled_mm` on a GPU takes multiples of 16 features.
+SCALED_MULTIPLE = 16
 
 #: Output features of the packed 4-bit kernel come in multiples of so many.
 PACKED_MULTIPLE = 16
@@ -186,6 +190,38 @@ class Int4Linear(nn.Module):
         return total.reshape(*inputs.shape[:-1], out)
 
 
+class Fp8Linear(nn.Module):
+    """A linear in 8-bit floats."""
+
+    values: Tensor
+    scales: Tensor
+    bias: Tensor | None
+
+    def __init__(self, module: nn.Module, codes: Codes, _device: Device) -> None:
+        super().__init__()
+        _keep(self, codes, module.bias)  # type: ignore[arg-type]
+
+    @property
+    def weight(self) -> Tensor:
+        """In float; models ask for its type, or read it for another purpose."""
+        return Codes("fp8", self.values, self.scales).weight()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """``(…, in)`` to ``(…, out)``."""
+        out, columns = self.values.shape
+        more = _over(columns, SCALED_MULTIPLE)
+        scale = fp8_scale(inputs)
+        rows = F.pad((inputs / scale).reshape(-1, columns), (0, more)).to(FP8)
+        weight = F.pad(self.values.view(torch.uint8), (0, more, 0, _over(out, SCALED_MULTIPLE))).view(FP8)
+        product = torch._scaled_mm(
+            rows, weight.t(), scale_a=scale, scale_b=self.scales.reshape(()), out_dtype=torch.float32
+        )
+        total: Tensor = product[:, :out]
+        if self.bias is not None:
+            total = total + self.bias
+        return total.reshape(*inputs.shape[:-1], out)
+
+
 class HalfLayer(nn.Module):
     """A linear or convolution whose weight is kept in half precision."""
 
@@ -273,6 +309,7 @@ Made = Callable[[nn.Module, Codes, Device], nn.Module]
 #: What takes a module's place, by kind and precision.
 MODULES: dict[tuple[type[nn.Module], str], Made] = {
     (nn.Linear, "fp16"): HalfLayer,
+    (nn.Linear, "fp8"): Fp8Linear,
     (nn.Linear, "int8"): Int8Linear,
     (nn.Linear, "int8-dynamic"): Int8Linear,
     (nn.Linear, "int4-weights"): Int4Linear,

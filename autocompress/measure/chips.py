@@ -19,6 +19,7 @@ from autocompress.plan import INT4_GROUP, Precision
 ARITHMETIC: Mapping[Precision, Arithmetic] = {
     "fp32": "fp32",
     "fp16": "fp16",
+    "fp8": "fp8",
     "int8": "int8",
     "int8-dynamic": "int8",
     "int8-weights": "fp32",
@@ -29,6 +30,7 @@ ARITHMETIC: Mapping[Precision, Arithmetic] = {
 WEIGHT_BITS: Mapping[Precision, float] = {
     "fp32": 32.0,
     "fp16": 16.0,
+    "fp8": 8.0,
     "int8": 8.0,
     "int8-dynamic": 8.0,
     "int8-weights": 8.0,
@@ -39,6 +41,7 @@ WEIGHT_BITS: Mapping[Precision, float] = {
 SERIAL_BITS: Mapping[Precision, tuple[int | None, int | None]] = {
     "fp32": (None, None),
     "fp16": (None, None),
+    "fp8": (None, None),
     "int8": (8, 8),
     "int8-dynamic": (8, 8),
     "int8-weights": (8, None),

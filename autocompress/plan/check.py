@@ -207,7 +207,7 @@ def legal_precisions(layer: Layer) -> tuple[Precision, ...]:
         return (*halves, "int4-weights") if whole else halves
     if layer.kind == "conv":
         return ("fp32", "fp16", "int8")
-    return ("fp32", "fp16", "int8-dynamic", "int8", "int4-weights")
+    return ("fp32", "fp16", "fp8", "int8-dynamic", "int8", "int4-weights")
 
 
 def _plan_faults(plan: Plan, table: LayerTable) -> Iterator[str]:

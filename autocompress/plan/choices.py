@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 from autocompress.errors import PlanError
 
-Precision = Literal["fp32", "fp16", "int8-dynamic", "int8", "int8-weights", "int4-weights"]
+Precision = Literal["fp32", "fp16", "fp8", "int8-dynamic", "int8", "int8-weights", "int4-weights"]
 
 #: From heavy to light in weight bytes and arithmetic; the order of the levels in every space.
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8-dynamic", "int8", "int8-weights", "int4-weights")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "fp8", "int8-dynamic", "int8", "int8-weights", "int4-weights")
 
 #: Neighbouring weights that share one scale in the 4-bit format.
 INT4_GROUP = 32
@@ -253,8 +253,8 @@ class Quantize:
         if self.granularity == "tensor" and self.precision == "int4-weights":
             yield f"granularity is fixed for int4-weights: one scale per {INT4_GROUP} inputs"
         changed = [f.name for f in fields(self)[1:] if getattr(self, f.name) != f.default]
-        if self.precision == "fp16" and changed:
-            yield f"fp16 takes no other setting, but got {', '.join(changed)}"
+        if self.precision in ("fp16", "fp8") and changed:
+            yield f"{self.precision} takes no other setting, but got {', '.join(changed)}"
 
     @property
     def bits(self) -> int:

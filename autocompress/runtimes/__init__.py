@@ -91,10 +91,10 @@ _TORCH: Mapping[str, tuple[str, ...]] = {
     "embedding": ("fp32", "fp16", "int8-weights", "int4-weights"),
 }
 
-#: Half precision is computed in half on a GPU, with sparse kernels where a linear's weights are 2:4. 8-bit floats have
-#: kernels there too (`torch._scaled_mm`), but no precision that a plan could ask for.
+#: Half precision is computed in half on a GPU, with sparse kernels where a linear's weights are 2:4. 8-bit floats need
+#: compute capability 8.9; the probe says where a GPU has none.
 _TORCH_CUDA: Mapping[str, tuple[str, ...]] = {
-    "linear": ("fp32", "fp16", "int8-dynamic", "int8"),
+    "linear": ("fp32", "fp16", "fp8", "int8-dynamic", "int8"),
     "conv": ("fp32", "fp16"),
     "embedding": ("fp32", "fp16", "int8-weights", "int4-weights"),
 }

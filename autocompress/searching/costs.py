@@ -165,6 +165,6 @@ def _layer_bytes(layer: Layer, settings: LayerPlan) -> float:
     if quantize is None:
         return 4.0 * weights + rest
     columns = weights // layer.weight_shape[0]
-    scales = {"fp16": 0, "int4-weights": layer.weight_shape[0] * math.ceil(columns / INT4_GROUP)}
+    scales = {"fp16": 0, "fp8": 1, "int4-weights": layer.weight_shape[0] * math.ceil(columns / INT4_GROUP)}
     count = scales.get(quantize.precision, layer.weight_shape[0] if quantize.granularity == "channel" else 1)
     return weights * quantize.bits / 8 + 4.0 * count + rest

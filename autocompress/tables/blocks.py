@@ -58,7 +58,7 @@ def timed_alike(plan: Plan) -> Plan:
 
 
 def _plain(settings: Quantize | None) -> Quantize | None:
-    if settings is None or settings.precision == "fp16":
+    if settings is None or settings.precision in ("fp16", "fp8"):
         return settings
     plain = replace(settings, rounding="nearest", bias_correction=False)
     return replace(plain, calibrator="min-max") if settings.precision == "int8" else plain

@@ -119,6 +119,31 @@ def test_halves_are_the_weight_in_half_precision() -> None:
     assert torch.equal(made.weight(), weight.half().float())
 
 
+def test_8_bit_floats_take_the_whole_range_and_keep_three_bits_after_the_first() -> None:
+    weight = torch.cat([values(0, 4, 9).reshape(-1), torch.tensor([0.0])]).reshape(1, -1)
+    made = quantize_weight(weight, Quantize("fp8"))
+    assert made.values.dtype == torch.float8_e4m3fn
+    assert float(made.values.float().abs().max()) == 448
+    assert made.scales.tolist() == [pytest.approx(float(weight.abs().max()) / 448)]
+    large = weight.abs() / made.scales >= 2.0**-6  # below, numbers are denormal
+    off = (made.weight() - weight).abs()
+    assert bool((off[large] <= weight.abs()[large] * 2.0**-4 * 1.001).all())
+    assert bool((off[~large] <= made.scales * 2.0**-10 * 1.001).all())
+
+
+def test_8_bit_floats_of_zeros_are_zeros() -> None:
+    made = quantize_weight(torch.zeros(2, 3), Quantize("fp8"))
+    assert made.weight().tolist() == [[0.0] * 3] * 2
+    assert made.round_input(torch.zeros(1, 3)).tolist() == [[0.0] * 3]
+
+
+def test_an_input_of_8_bit_floats_by_hand() -> None:
+    """1.0 and 1.125 lie beside each other, so do 416 and 448."""
+    made = Codes("fp8", torch.zeros(1, 1), torch.ones(1))
+    found = made.round_input(torch.tensor([448.0, 1.06, 1.07, 431.0, 433.0, -0.3]))
+    assert found.tolist() == [448.0, 1.0, 1.125, 416.0, 448.0, -0.3125]
+
+
 def test_gptq_without_second_moment_is_refused() -> None:
     with pytest.raises(ValueError, match="rounding 'gptq' needs the second moment"):
         quantize_weight(values(0, 4, 9), Quantize("int8", rounding="gptq"))

@@ -46,6 +46,7 @@ CASES = [
     ("int8", {"weight_bits": 3, "activation_bits": 4, "calibrator": "mse"}),
     ("int8", {"symmetric": False, "granularity": "tensor", "weight_bits": 4}),
     ("int8", {"smooth": 0.5}),
+    ("fp8", {}),
     ("int8-dynamic", {"weight_bits": 5, "smooth": 0.7}),
     ("int4-weights", {"weight_bits": 3, "symmetric": False}),
     ("fp16", {}),

@@ -42,7 +42,7 @@ def test_static_codes_carry_the_calibrated_range(calibrator: str, bits: int) -> 
         assert codes.input == steps_of(spans[name], 2**bits)
 
 
-@pytest.mark.parametrize("precision", ["int8-dynamic", "int4-weights", "fp16"])
+@pytest.mark.parametrize("precision", ["int8-dynamic", "int4-weights", "fp16", "fp8"])
 def test_only_static_codes_carry_a_range(precision: str) -> None:
     codes = quantize_task(task_of(mlp()), quantized(precision, "first")).codes["first"]
     assert (codes.input, codes.output) == (None, None)
@@ -66,7 +66,7 @@ def test_inputs_of_fewer_levels_are_rounded_by_themselves() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("precision", ["int8", "int8-dynamic", "int4-weights", "fp16"])
+@pytest.mark.parametrize("precision", ["int8", "int8-dynamic", "int4-weights", "fp16", "fp8"])
 def test_a_weight_without_integers_is_refused_by_name(precision: str, value: float) -> None:
     model = mlp()
     task = task_of(model)

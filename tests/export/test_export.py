@@ -23,7 +23,7 @@ from autocompress.plan import LayerPlan, Plan, Quantize, legal_precisions
 from autocompress.runtimes import installed_runtimes
 from autocompress.tasks.task import Task
 from tests.export.conftest import Exported
-from tests.tiny import bert, build, cnn, mlp, quantized, run, table_of, task_of, texts
+from tests.tiny import bert, build, claimed, cnn, mlp, quantized, run, table_of, task_of, texts
 
 MODELS = {
     "bert": bert,
@@ -51,7 +51,7 @@ def in_turn(task: Task) -> Plan:
     """All precisions in one file: the layers take what they may in turn."""
     layers = {}
     for number, layer in enumerate(table_of(task).layers):
-        precisions = legal_precisions(layer)
+        precisions = claimed(layer)
         precision = precisions[(number + 1) % len(precisions)]
         if precision != "fp32":
             layers[layer.name] = LayerPlan(quantize=Quantize(precision))

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from autocompress.errors import ConfigError, ExportError, ModelError
 from autocompress.export.folder import INTEGERS, WEIGHTS, check_folder, from_pretrained, read_model, write_folder
 from autocompress.export.fresh import Graded
-from autocompress.plan import Factorize, LayerPlan, Plan, Prune, Quantize, legal_precisions
+from autocompress.plan import Factorize, LayerPlan, Plan, Prune, Quantize
 from autocompress.tasks.task import Task
 from tests.compressing.test_quantize import NormCnn
 from tests.export.conftest import Exported, keep_candidate
-from tests.tiny import any_task, bert, quantized, run, table_of, task_of, tensors
+from tests.tiny import any_task, bert, claimed, quantized, run, table_of, task_of, tensors
 
 MODELS = ("bert", "vit", "gpt2", "llama")
 
@@ -32,7 +32,7 @@ def mixed(task: Task) -> Plan:
     }
     layers = {}
     for number, layer in enumerate(table.layers):
-        precisions = legal_precisions(layer)
+        precisions = claimed(layer)
         precision = precisions[(number + 1) % len(precisions)]
         settings = None if precision == "fp32" else Quantize(precision)
         rank = Factorize(4) if layer.kind == "linear" and number == len(table.layers) - 2 else None

@@ -19,11 +19,11 @@ from autocompress.export import export_model
 from autocompress.export.export import codes_for
 from autocompress.export.fresh import relative_distance
 from autocompress.export.tracing import OPSET
-from autocompress.plan import LayerPlan, Plan, Quantize, legal_precisions
+from autocompress.plan import LayerPlan, Plan, Quantize
 from autocompress.runtimes import installed_runtimes, open_session
 from autocompress.tasks.task import Task, logits_of
 from tests.export.test_kernels import task_called
-from tests.tiny import run, table_of
+from tests.tiny import claimed, run, table_of
 
 RUNTIMES = [name for name in installed_runtimes() if name in ("onnxruntime", "openvino")]
 
@@ -31,7 +31,7 @@ RUNTIMES = [name for name in installed_runtimes() if name in ("onnxruntime", "op
 def drawn(task: Task, seed: int) -> Plan:
     """Every layer at one of its precisions, fp32 among them."""
     draw = np.random.default_rng(seed)
-    chosen = {layer.name: draw.choice(legal_precisions(layer)) for layer in table_of(task).layers}
+    chosen = {layer.name: draw.choice(claimed(layer)) for layer in table_of(task).layers}
     return Plan(
         layers={name: LayerPlan(quantize=Quantize(str(p))) for name, p in chosen.items() if p != "fp32"}, seed=seed
     )

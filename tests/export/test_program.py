@@ -37,6 +37,8 @@ CASES = [
     (cnn, "fp16"),
     (cnn, "int8"),
     (mlp, "int8-dynamic"),
+    (mlp, "fp8"),
+    (bert, "fp8"),
 ]
 
 #: 4-bit kernels round inputs and scales to bfloat16's 8 bits; the others compute what the twin computes, but in a deep
@@ -284,7 +286,7 @@ def test_gpu_padding_changes_no_product() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("precision", ["fp16", "int8", "int8-dynamic"])
+@pytest.mark.parametrize("precision", ["fp16", "fp8", "int8", "int8-dynamic"])
 def test_a_gpu_agrees_with_the_simulation(export: Callable[..., Exported], precision: str) -> None:
     task = task_of(bert(layers=1))
     legal = {layer.name: legal_precisions(layer) for layer in table_of(task).layers}

@@ -55,7 +55,7 @@ factorizes = st.builds(
 def quantizes(draw: st.DrawFn) -> Quantize:
     """Any precision with the settings that it knows."""
     precision = draw(st.sampled_from(PRECISIONS[1:]))
-    if precision == "fp16":
+    if precision in ("fp16", "fp8"):
         return Quantize(precision)
     four = precision == "int4-weights"
     options: dict[str, Any] = {

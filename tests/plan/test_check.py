@@ -285,7 +285,7 @@ def test_groups_that_do_not_fit(wide, groups, fault):
         pytest.param("embed", INT8, "precision must be one of fp32, fp16, int8-weights, int4-weights, but got int8",
                      id="precision_embedding"),
         pytest.param("head", LayerPlan(quantize=Quantize("int8-weights")),
-                     "precision must be one of fp32, fp16, int8-dynamic, int8, int4-weights, but got int8-weights",
+                     "precision must be one of fp32, fp16, fp8, int8-dynamic, int8, int4-weights, but got int8-weights",
                      id="precision_linear"),
         pytest.param("embed", LayerPlan(quantize=Quantize("int8-weights", rounding="gptq")),
                      "gptq and bias_correction need inputs to calibrate on, and this is an embedding", id="gptq"),
@@ -379,7 +379,7 @@ def test_several_faults_of_one_layer_are_all_told(wide):
 @pytest.mark.parametrize(
     ("kind", "shape", "legal"),
     [
-        pytest.param("linear", (4, 4), ("fp32", "fp16", "int8-dynamic", "int8", "int4-weights"), id="linear"),
+        pytest.param("linear", (4, 4), ("fp32", "fp16", "fp8", "int8-dynamic", "int8", "int4-weights"), id="linear"),
         pytest.param("conv", (4, 1, 3, 3), ("fp32", "fp16", "int8"), id="conv"),
         pytest.param("embedding", (50, INT4_GROUP), ("fp32", "fp16", "int8-weights", "int4-weights"), id="one_group"),
         pytest.param("embedding", (5, 96), ("fp32", "fp16", "int8-weights", "int4-weights"), id="three_groups"),

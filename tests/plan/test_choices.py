@@ -63,7 +63,7 @@ ILLEGAL: list[tuple[type, str, str, tuple[Any, ...]]] = [
     (Factorize, "method", "one of 'activation-aware', 'plain'", WORD),
     (Factorize, "split", "one of 'channel', 'spatial'", WORD),
     (Quantize, "precision",
-     "one of 'fp16', 'int8-dynamic', 'int8', 'int8-weights', 'int4-weights'", ("fp32", "int7", *WORD)),
+     "one of 'fp16', 'fp8', 'int8-dynamic', 'int8', 'int8-weights', 'int4-weights'", ("fp32", "int7", *WORD)),
     (Quantize, "weight_bits", "2 to 8 for int8", (0, 1, 9, 4.0, True, "4", math.nan)),
     (Quantize, "activation_bits", "one of 8, 4", (2, 5, 16, 8.0, True, "8", None)),
     (Quantize, "granularity", "one of 'channel', 'tensor'", WORD),
@@ -255,7 +255,7 @@ def test_a_mask_that_means_nothing_is_refused(settings, message):
 
 
 def test_precisions_go_from_heavy_to_light():
-    assert PRECISIONS == ("fp32", "fp16", "int8-dynamic", "int8", "int8-weights", "int4-weights")
+    assert PRECISIONS == ("fp32", "fp16", "fp8", "int8-dynamic", "int8", "int8-weights", "int4-weights")
     assert INT4_GROUP == 32
 
 
@@ -263,6 +263,7 @@ def test_precisions_go_from_heavy_to_light():
     ("quantize", "bits"),
     [
         (Quantize("fp16"), 16),
+        (Quantize("fp8"), 8),
         (Quantize("int8-dynamic"), 8),
         (Quantize("int8", 5), 5),
         (Quantize("int8-weights", 2), 2),
@@ -288,21 +289,21 @@ def test_all_bits_are_said_by_none_so_that_equal_is_equal(precision, most):
     [
         pytest.param({"precision": p, name: value}, f"{name} is for static int8 only, but precision is {p!r}",
                      id=f"{name}-{p}")
-        for p in ("int8-dynamic", "int8-weights", "int4-weights", "fp16")
+        for p in ("int8-dynamic", "int8-weights", "int4-weights", "fp16", "fp8")
         for name, value in (("activation_bits", 4), ("calibrator", "mse"))
     ]
     + [
         pytest.param({"precision": p, "smooth": 0.5}, f"smooth is for int8 and int8-dynamic.* precision is {p!r}",
                      id=f"smooth-{p}")
-        for p in ("int8-weights", "int4-weights", "fp16")
+        for p in ("int8-weights", "int4-weights", "fp16", "fp8")
     ]
     + [
         pytest.param({"precision": "int4-weights", "granularity": "tensor"}, "granularity is fixed for int4-weights",
                      id="granularity-int4"),
     ]
     + [
-        pytest.param({"precision": "fp16", name: value}, f"fp16 takes no other setting, but got {name}",
-                     id=f"fp16-{name}")
+        pytest.param({"precision": p, name: value}, f"{p} takes no other setting, but got {name}", id=f"{p}-{name}")
+        for p in ("fp16", "fp8")
         for name, value in {"weight_bits": 8, "granularity": "tensor", "symmetric": False, "rounding": "gptq",
                             "bias_correction": True}.items()
     ],

@@ -109,10 +109,11 @@ def test_what_was_timed_is_not_timed_again(shop):
         (taking("int8", "net.0.up", granularity="tensor"), 128 * 3 - 4),
         (taking("int4-weights", "net.0.down"), 128 * 3.5 - 8 * 4),  # 16 columns are one group of 32
         (taking("fp16", "classifier"), 24 * 2),
+        (taking("fp8", "net.0.up"), 128 * 3 - 4),
         (taking("int8-weights", "embed"), 400 * 3 - 50 * 4),
         (taking("int8", "conv"), 36 * 3 - 4 * 4),
     ],
-    ids=["dense", "int8", "4-bits", "per-tensor", "int4", "fp16", "embedding", "conv"],
+    ids=["dense", "int8", "4-bits", "per-tensor", "int4", "fp16", "fp8", "embedding", "conv"],
 )
 def test_bytes_are_those_of_the_bits(table, plan, saved):
     dense = weight_bytes(Plan(), table)
