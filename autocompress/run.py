@@ -62,13 +62,14 @@ class Run:
     @property
     def state(self) -> dict[str, Any]:
         """``spent_s`` and, at the end, ``finished`` (why the search stopped)."""
-        return self._json("state.json")
+        state: dict[str, Any] = self._json("state.json")
+        return state
 
-    def _json(self, name: str) -> dict[str, Any]:
+    def _json(self, name: str) -> Any:
         path = self.folder / name
         if not path.is_file():
             return {}
-        data: dict[str, Any] = json.loads(path.read_text())
+        data: Any = json.loads(path.read_text())
         return data
 
     def entries(self, absolute: bool = False) -> list[dict[str, Any]]:
@@ -146,6 +147,7 @@ class Run:
             folder=str(self.folder),
             nearest_miss=nearest,
             elsewhere=read_elsewhere(self.folder / MEASURED),
+            sensitivities=tuple(self._json("sensitivity.json") or ()),
         )
 
     def status(self) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 from autocompress.report import figures, words
 from autocompress.report.candidates import candidates_table, panel_data
 from autocompress.report.elsewhere import draw_elsewhere, elsewhere_info, elsewhere_table
+from autocompress.report.sensitivity import draw_sensitivity, sensitivity_info
 from autocompress.report.view import RunView
 
 
@@ -81,6 +82,8 @@ def _figures(view: RunView, selected: int | None) -> dict[str, Any]:
         drawn["layers"] = figures.draw_layers(figures.layers_info(view, selected))
     if view.elsewhere:
         drawn["elsewhere"] = draw_elsewhere(elsewhere_info(view))
+    if view.sensitivities:
+        drawn["sensitivity"] = draw_sensitivity(sensitivity_info(view))
     if figures.progress_info(view).index:
         drawn["progress"] = figures.draw_progress(figures.progress_info(view))
     if sum(figures.seconds_info(view).seconds) > 0:
@@ -101,6 +104,8 @@ def _body(view: RunView) -> Iterator[str]:
             "Darker is compressed more: weights kept by structure removal in % of the layer, bits of each weight, rank "
             "in % of the full rank (no number: not factorized). A cross marks a layer that is gone with what holds it.",
         )
+    if view.sensitivities:
+        yield _sensitivity_section(view)
     if view.trials:
         yield f'<div class="pair">{_progress_section(view)}{_seconds_section(view)}</div>'
         yield _section(
@@ -214,6 +219,18 @@ def _elsewhere_section(view: RunView) -> str:
         f'<div id="elsewhere" class="figure"></div><div class="scroll">{elsewhere_table(info)}</div>',
         "Figures marked as predicted come from a chip's published rates, those from a table from layers timed on the "
         "device; neither is a measurement of the file.",
+    )
+
+
+def _sensitivity_section(view: RunView) -> str:
+    info = sensitivity_info(view)
+    more = f" {info.left_out} less sensitive layers are not shown." if info.left_out else ""
+    return _section(
+        "What fewer bits cost, layer by layer",
+        '<p class="note">How far the dense model\'s predictions move when one layer alone is rounded, the most '
+        f"sensitive first.{more}</p>"
+        '<div id="sensitivity" class="figure"></div>',
+        "Hollow: predicted from the change of the layer's output along the gradient, not measured.",
     )
 
 

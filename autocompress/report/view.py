@@ -36,6 +36,8 @@ class RunView:
         folder: of the run, for the ``autocompress pick`` command line; `name` where empty.
         nearest_miss: fingerprint and what it lacks, when nothing is feasible; guessed where None.
         elsewhere: the front as other devices time it.
+        sensitivities: what fewer bits of each layer alone cost, as ``sensitivity.json`` has it: ``layer``, ``layers``,
+            ``precision``, ``weight_bits``, ``kl``, ``measured``, ``cost_s``, ``size_bytes``.
     """
 
     name: str
@@ -54,6 +56,7 @@ class RunView:
     folder: str = ""
     nearest_miss: tuple[str, str] | None = None
     elsewhere: tuple[Elsewhere, ...] = ()
+    sensitivities: tuple[Mapping[str, Any], ...] = ()
 
     @cached_property
     def percent(self) -> bool:
