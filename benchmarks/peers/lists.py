@@ -70,24 +70,20 @@ def _encoder(**roles: dict) -> dict[str, dict]:
 
 
 def _settings() -> Iterator[tuple[str, dict]]:
-    for calibrator in ("percentile", "min-max", "mse"):
-        yield f"int8 {calibrator}", {**STATIC, "calibrator": calibrator}
+    yield "int8", STATIC
     yield "int8 careful", {**STATIC, **CAREFUL}
 
 
 for _name, _quantize in _settings():
     for _runtime in PROFILES:
         OURS["minilm"].setdefault(_runtime, {})[_name] = _encoder(every=_quantize)
-        OURS["minilm"][_runtime][f"{_name}, smooth"] = _encoder(every={**_quantize, "smooth": 0.5})
         OURS["resnet20"].setdefault(_runtime, {})[_name] = {"*conv*": _quantize, "linear": _quantize}
+for _runtime in PROFILES:
+    OURS["minilm"][_runtime]["int8 careful, smooth"] = _encoder(every={**STATIC, **CAREFUL, "smooth": 0.5})
+    OURS["resnet20"][_runtime]["int8 mse"] = {name: {**STATIC, "calibrator": "mse"} for name in ("*conv*", "linear")}
 OURS["minilm"]["onnxruntime"] |= {
     "int8-dynamic": _encoder(every=DYNAMIC),
-    "int8-dynamic careful": _encoder(every={**DYNAMIC, **CAREFUL}),
-    "mixed: static attention": _encoder(every=DYNAMIC, attention={**STATIC, **CAREFUL}),
     "mixed: dynamic down": _encoder(every={**STATIC, **CAREFUL}, down={**DYNAMIC, **CAREFUL}),
-}
-OURS["resnet20"]["onnxruntime"] |= {
-    "mixed: first in fp16": {"layer*conv*": {**STATIC, **CAREFUL}, "conv1": {"precision": "fp16"}},
 }
 
 
