@@ -9,7 +9,8 @@ file is graded on validation and test in the batch that is timed, and keeps whic
 race times them all in turn on all cores; its reference is the fastest fp32 file, runtime and number of threads, found
 in a race before it. Of each side the fastest file that loses at most a point of *validation* is the one compared; where
 none does, the one that loses least. A peer that cannot be installed, or quantizes nothing, stays in the table with its
-message. `--skip` leaves settings out, such as the ones that tune for an hour. `--race 1` times again, after 0. Adds lines to benchmarks/results/peers.jsonl.
+message. `--skip` leaves settings out, such as those that tune for an hour. `--race 1` times again, after 0. Adds lines
+to benchmarks/results/peers.jsonl.
 """
 
 from __future__ import annotations
