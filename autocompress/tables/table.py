@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from functools import cached_property
@@ -13,9 +14,11 @@ from numpy.typing import NDArray
 
 from autocompress.errors import MeasureError
 from autocompress.layers import LayerTable
-from autocompress.plan import Plan
+from autocompress.measure.chips import WEIGHT_BITS
+from autocompress.plan import Plan, Precision
+from autocompress.plan.check import factor_size
 from autocompress.tables.compose import FamilyLine, families
-from autocompress.tables.units import Signature, Unit, signatures, unit_from_json
+from autocompress.tables.units import Form, Signature, Unit, signatures, unit_from_json
 
 #: Errors on models outside the fit up to which the table predicts; beyond, it only ranks.
 MOST_MAPE = 0.05
@@ -31,17 +34,20 @@ class Sums:
 
     A unit alone takes its inputs and gives its outputs in the layout and type of the file's border. In a whole file
     they stay as they are between neighbours that compute alike, and what that saves goes with the values passed on.
+    Alone, its weights stay in the cache from query to query; those of a whole file may not, and come from memory.
 
     Attributes:
         seconds: of the units alone.
         kernels: matrix kernels, one per layer and two per pair of factors.
         plain, rounded: values that come in from a neighbour in the same form, fp32 or another one.
+        weight_bytes: of the weights that its products read.
     """
 
     seconds: float = 0.0
     kernels: int = 0
     plain: int = 0
     rounded: int = 0
+    weight_bytes: float = 0.0
 
     def __add__(self, other: Sums) -> Sums:
         """Of both."""
@@ -53,8 +59,8 @@ class Sums:
 class Line:
     """From units alone to a part of a whole file; all coefficients are 0 or more.
 
-    ``base`` is what belongs to no unit; of each, ``factor · seconds + per_kernel · kernels - saved``, with
-    ``saved = plain_saves · plain + rounded_saves · rounded``, at most half of the rest.
+    ``base`` is what belongs to no unit; of each, ``factor · seconds + per_kernel · kernels + per_byte · weight_bytes
+    - saved``, with ``saved = plain_saves · plain + rounded_saves · rounded``, at most half of the rest.
     """
 
     base: float = 0.0
@@ -62,10 +68,11 @@ class Line:
     per_kernel: float = 0.0
     plain_saves: float = 0.0
     rounded_saves: float = 0.0
+    per_byte: float = 0.0
 
     def seconds(self, unit: Sums) -> float:
         """Of one unit in a whole file."""
-        cost = self.factor * unit.seconds + self.per_kernel * unit.kernels
+        cost = self.factor * unit.seconds + self.per_kernel * unit.kernels + self.per_byte * unit.weight_bytes
         return cost - min(self.plain_saves * unit.plain + self.rounded_saves * unit.rounded, cost / 2)
 
 
@@ -141,7 +148,8 @@ class LatencyTable:
             alike = bool(signature.forms) and signature.forms[0].option == option
             kept = values if alike else 0
             plain, rounded = (kept, 0) if option == "fp32" else (0, kept)
-            found[name] = Sums(self._seconds(name, signature), kernels(signature), plain, rounded)
+            fetched = weight_bytes(self._by_name[name], signature)
+            found[name] = Sums(self._seconds(name, signature), kernels(signature), plain, rounded, fetched)
             for last in signature.forms[-1:]:
                 option, values = last.option, last.shape[0] * self._by_name[name].positions[last.role]
         return found
@@ -214,6 +222,22 @@ def kernels(signature: Signature) -> int:
     return sum(2 if form.rank else 1 for form in signature.forms)
 
 
+def weight_bytes(unit: Unit, signature: Signature) -> float:
+    """Bytes of the weights that a unit's products read; embeddings are looked up, row by row, and do not count."""
+    return sum(
+        _weights(form) * WEIGHT_BITS[_precision(form)] / 8 for form in signature.forms if unit.positions[form.role]
+    )
+
+
+def _weights(form: Form) -> int:
+    return form.rank * factor_size(form.shape, form.split) if form.rank else math.prod(form.shape)
+
+
+def _precision(form: Form) -> Precision:
+    precision: Precision = form.option.partition("+")[0]  # type: ignore[assignment]  # `option_of` begins with it
+    return precision
+
+
 def fit_line(sums: Sequence[Sums], measured: Sequence[float]) -> Line:
     """Non-negative least squares of measured seconds; relative errors count.
 
@@ -222,7 +246,9 @@ def fit_line(sums: Sequence[Sums], measured: Sequence[float]) -> Line:
         measured: its seconds, ``(models,)``.
     """
     seconds: NDArray[np.float64] = np.asarray(measured, dtype=float)
-    rows = np.array([[1.0, s.seconds, s.kernels, -s.plain, -s.rounded] for s in sums]) / seconds[:, None]
+    rows = (
+        np.array([[1.0, s.seconds, s.kernels, -s.plain, -s.rounded, s.weight_bytes] for s in sums]) / seconds[:, None]
+    )
     widths = np.maximum(np.linalg.norm(rows, axis=0), 1e-300)
     solution, _residual = scipy.optimize.nnls(rows / widths, np.ones(len(seconds)))
     return Line(*(float(value) for value in solution / widths))

@@ -12,9 +12,9 @@ import scipy.stats
 
 from autocompress.errors import MeasureError
 from autocompress.layers import LayerTable
-from autocompress.plan import LayerPlan, Plan, Prune, Quantize
+from autocompress.plan import Factorize, LayerPlan, Plan, Prune, Quantize
 from autocompress.tables.menus import Menu, calibration_plans, menu_plans
-from autocompress.tables.table import Check, LatencyTable, Line, Sums, fit_line, rank_correlation
+from autocompress.tables.table import Check, LatencyTable, Line, Sums, fit_line, rank_correlation, weight_bytes
 from autocompress.tables.units import signatures, units_of
 
 MENU = Menu(
@@ -70,9 +70,11 @@ def test_values_stay_as_they_are_between_neighbours_that_compute_alike(made: Lat
 
 def test_a_planted_line_is_found() -> None:
     draw = np.random.default_rng(0)
-    sums = [Sums(float(s), int(k), int(p), int(r)) for s, k, p, r in draw.uniform(1, 100, (30, 4))]
-    planted = Line(200.0, 1.5, 0.25, 0.125, 0.5)
-    measured = [200.0 + 1.5 * s.seconds + 0.25 * s.kernels - 0.125 * s.plain - 0.5 * s.rounded for s in sums]
+    sums = [Sums(float(s), int(k), int(p), int(r), float(b)) for s, k, p, r, b in draw.uniform(1, 100, (30, 5))]
+    planted = Line(200.0, 1.5, 0.25, 0.125, 0.5, 0.75)
+    saved = [0.125 * s.plain + 0.5 * s.rounded for s in sums]
+    costs = [200.0 + 1.5 * s.seconds + 0.25 * s.kernels + 0.75 * s.weight_bytes for s in sums]
+    measured = [cost - less for cost, less in zip(costs, saved, strict=True)]
     assert astuple(fit_line(sums, measured)) == pytest.approx(astuple(planted), rel=1e-5)
 
 
@@ -142,3 +144,18 @@ def test_another_width_is_refused(made: LatencyTable, table: LayerTable) -> None
 def test_a_unit_that_was_never_timed_is_named(made: LatencyTable, table: LayerTable) -> None:
     with pytest.raises(MeasureError, match="no time of embed"):
         replace(made, entries={}).seconds(Plan(), table)
+
+
+def test_the_bytes_of_a_units_weights_by_hand(table: LayerTable) -> None:
+    """net.0.up is 16 × 8; looked-up rows do not count."""
+    units = {unit.name: unit for unit in units_of(table)}
+
+    def read(name: str, **layers: LayerPlan) -> float:
+        plan = Plan(layers={f"net.0.{key}": value for key, value in layers.items()})
+        return weight_bytes(units[name], signatures(tuple(units.values()), plan, table)[name])
+
+    dense = 4 * sum(math.prod(layer.weight_shape) for layer in table.layers if layer.name.startswith("net.0."))
+    assert read("net.0") == dense
+    assert read("net.0", up=LayerPlan(quantize=Quantize("int8", activation_bits=4))) == dense - 3 * 16 * 8
+    assert read("net.0", up=LayerPlan(factorize=Factorize(2))) == dense - 4 * 16 * 8 + 4 * 2 * (16 + 8)
+    assert read("embed") == 0
