@@ -18,7 +18,7 @@ from autocompress.measure.cores import idlest
 from autocompress.measure.lock import DeviceLock, warn
 from autocompress.measure.process import Contestant, Setting, Worker
 from autocompress.measure.summary import Names, Race, Stream, summarize
-from autocompress.measure.timing import Rounds, order_decided, time_alone, time_in_turn
+from autocompress.measure.timing import Rounds, order_decided, time_alone, time_beside, time_in_turn
 from autocompress.records import Latency, Tier
 
 __all__ = ["Bench", "Contestant", "Setting", "Worker"]
@@ -75,6 +75,7 @@ class Bench:
         self._cores: list[int] | None = None
         self._workers: dict[Setting, Worker] = {}
         self._open: dict[tuple[Setting, str], _Known] = {}
+        self._least_dense_s = math.inf
 
     def __enter__(self) -> Bench:
         """The bench itself."""
@@ -149,6 +150,8 @@ class Bench:
     def table_time(self, path: Path, inputs: Path) -> float:
         """Seconds per query of a part of a model, alone, in the profile's setting; for tables, never for claims.
 
+        Where the dense file is there, it tells when the machine is slowed and the part must be timed again.
+
         Args:
             path: the part's file.
             inputs: .npz file with its own query.
@@ -160,9 +163,23 @@ class Bench:
         with self._lock:
             try:
                 seconds = self._load(part, inputs)
-                return time_alone(lambda: self._block(part, seconds, self.profile.timing))
+                return self._time_part(part, seconds)
             finally:
                 self._close_session(part)
+
+    def _time_part(self, part: Contestant, seconds: float) -> float:
+        timing = self.profile.timing
+
+        def run_block() -> Block:
+            return self._block(part, seconds, timing)
+
+        if not self.dense.path.is_file():
+            return time_alone(run_block)
+        dense = self._load(self.dense, self.inputs)
+        found, self._least_dense_s = time_beside(
+            run_block, lambda: self._block(self.dense, dense, timing), self._least_dense_s, timing.slowed
+        )
+        return found
 
     def load(self, contestant: Contestant) -> float:
         """Load an artefact, or wake a loaded one; returns a first guess of its seconds per query.

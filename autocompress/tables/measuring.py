@@ -39,7 +39,7 @@ from autocompress.tasks.task import Inputs
 Say = Callable[[str], None]
 
 #: Of the files that are timed; times of another make are not taken.
-MAKE = 1
+MAKE = 2
 
 #: File of a cache folder with all that was timed, one JSON line each.
 TIMED = "timed.jsonl"
@@ -143,6 +143,7 @@ def measure_table(
     notes = Notes(folder / TIMED, setting_of(shop))
     with _working_folder(folder) as work:
         bench = _Bench(shop, notes, work, say)
+        make_dense(shop)
         units, shapes = units_alone(shop), {layer.name: layer.weight_shape for layer in shop.table.layers}
         entries = _time_units(bench, units, dict.fromkeys([Plan(), *map(timed_alike, plans)]))
         table = LatencyTable(units, shapes, entries)
@@ -277,7 +278,6 @@ def _time_models(bench: _Bench, table: LatencyTable, plans: Sequence[Plan], purp
 def _dense_seconds(bench: _Bench) -> float:
     note = bench.notes.get("dense")
     if note is None:
-        make_dense(bench.shop)
         note = bench.notes.put("dense", seconds=bench.shop.bench.measure(bench.shop.bench.dense.path).latency_s)
     return float(note["seconds"])
 
@@ -290,7 +290,6 @@ def make_dense(shop: Workshop) -> None:
 
 def _time_model(bench: _Bench, plan: Plan) -> dict[str, Any]:
     shop, path = bench.shop, bench.folder / "model.onnx"
-    make_dense(shop)
     try:
         built = build_for_timing(plan, shop.task, shop.table, shop.profile.runtime)
         export_whole(built, shop.task, path)

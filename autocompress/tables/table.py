@@ -24,6 +24,9 @@ from autocompress.tables.units import Form, Signature, Unit, signatures, unit_fr
 MOST_MAPE = 0.05
 LEAST_SPEARMAN = 0.98
 
+#: Share of a unit's cost that neighbours can save it.
+MOST_SAVED = 0.8
+
 #: Layers and units that a message about another model shows.
 MOST_SHOWN = 3
 
@@ -60,7 +63,7 @@ class Line:
     """From units alone to a part of a whole file; all coefficients are 0 or more.
 
     ``base`` is what belongs to no unit; of each, ``factor · seconds + per_kernel · kernels + per_byte · weight_bytes
-    - saved``, with ``saved = plain_saves · plain + rounded_saves · rounded``, at most half of the rest.
+    - saved``, with ``saved = plain_saves · plain + rounded_saves · rounded``, at most `MOST_SAVED` of the rest.
     """
 
     base: float = 0.0
@@ -73,7 +76,7 @@ class Line:
     def seconds(self, unit: Sums) -> float:
         """Of one unit in a whole file."""
         cost = self.factor * unit.seconds + self.per_kernel * unit.kernels + self.per_byte * unit.weight_bytes
-        return cost - min(self.plain_saves * unit.plain + self.rounded_saves * unit.rounded, cost / 2)
+        return cost - min(self.plain_saves * unit.plain + self.rounded_saves * unit.rounded, MOST_SAVED * cost)
 
 
 @dataclass(frozen=True)

@@ -173,9 +173,9 @@ def test_the_table_tier_is_no_candidates(bench: Bench, folder: Path) -> None:
 
 
 def test_a_part_is_timed_alone_with_inputs_of_its_own(bench: Bench, folder: Path, clock: Callable[..., None]) -> None:
-    clock(small=0.003)
+    clock(small=0.003, dense=0.01)
     assert bench.table_time(folder / "small.onnx", folder / "three.npz") == pytest.approx(0.003)
-    assert bench._open == {}
+    assert [name for _setting, name in bench._open] == ["dense"]
 
 
 def test_a_part_that_is_refused_is_an_error(bench: Bench, folder: Path) -> None:
