@@ -155,4 +155,5 @@ def by_peer(entry: Entry, shop: Shop) -> str:
         answer = _run(command, cwd=folder, env={**os.environ, "TOKENIZERS_PARALLELISM": "false"})
     if not entry.path.is_file():
         raise PeerError("wrote no file")
-    return str(json.loads(answer.strip().splitlines()[-1])["settings"])
+    said = [line for line in answer.splitlines() if line.startswith("{")]  # some peers print more after it
+    return str(json.loads(said[-1])["settings"])
