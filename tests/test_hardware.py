@@ -75,7 +75,7 @@ def test_several_mistakes_are_told_at_once(write):
         "threads: input should be greater than or equal to 1, but got 0",
         "runtime: value error, there is no such runtime; known: onnxruntime, openvino",
         "but got 'tensorrt'",
-        "precisions.linear.0: input should be 'fp32', 'fp16', 'int8-dynamic'",
+        "precisions.linear.0: input should be 'fp32', 'fp16', 'fp8', 'int8-dynamic'",
         "but got 'int9'",
         "timing.min_blocks: input should be greater than or equal to 7, but got 3",
         "timing.min_bloks: unknown key; did you mean 'min_blocks'",

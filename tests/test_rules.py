@@ -35,7 +35,7 @@ def write(tmp_path):
         pytest.param("groups: {neurons: [0]}",
                      "mine.yaml: groups.neurons.0: input should be greater than 0, but got 0", id="share_0"),
         pytest.param("layers: [{precision: [int7]}]",
-                     "mine.yaml: layers.0.precision.0: input should be 'fp32', 'fp16', 'int8-dynamic'",
+                     "mine.yaml: layers.0.precision.0: input should be 'fp32', 'fp16', 'fp8', 'int8-dynamic'",
                      id="unknown_precision"),
         pytest.param("distill: {temperature: {low: 3, high: 2}}",
                      "low must not be above high, and above 0 where log is true", id="bounds_crossed"),

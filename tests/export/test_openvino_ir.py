@@ -12,7 +12,7 @@ pytest.importorskip("openvino", reason="OpenVINO is an extra")
 
 from autocompress.errors import ExportError
 from autocompress.export.openvino_ir import KEPT, STORED, widened, write_openvino
-from autocompress.plan import PRECISIONS, Plan
+from autocompress.plan import Plan
 from autocompress.runtimes import open_session
 from tests.export.conftest import Exported
 from tests.tiny import bert, cnn, quantized, task_of
@@ -36,7 +36,7 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", STORED)
 def test_it_keeps_the_precisions_that_it_says(export: Callable[..., Exported], precision: str, tmp_path: Path) -> None:
     name = LAYERS.get(precision)
     made = export(task_of(bert()), quantized(precision, name) if name else Plan(), "openvino")
