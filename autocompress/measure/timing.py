@@ -21,8 +21,8 @@ BOOTSTRAPS = 1000
 PATIENCE = 5
 #: Of rounds that are all faulty, the best quarter is kept.
 KEPT_SHARE = 0.25
-#: After so many times the rounds that undisturbed ones would have taken, nothing better is waited for.
-HOPE = 2
+#: After so many rounds nothing better is waited for.
+HOPE = 20
 #: What a contestant takes when nobody disturbs it: this quantile of its blocks, least of all for few of them.
 FLOOR = 0.1
 
@@ -208,7 +208,7 @@ def time_in_turn(
 def _is_enough(done: Sequence[_Round], protocol: Timing, enough_queries: int) -> bool:
     kept = _keep(done, protocol)
     stand_in = kept.crowded + kept.unsteady > 0
-    return _fewest(kept) >= enough_queries and (not stand_in or len(done) >= HOPE * protocol.max_blocks)
+    return _fewest(kept) >= enough_queries and (not stand_in or len(done) >= HOPE)
 
 
 def _run_round(names: Sequence[str], run_block: Callable[[str], Block]) -> _Round:
