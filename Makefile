@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt torch==2.13.0
-DEMO_BUDGET ?= 190s
+DEMO_BUDGET ?= 240s
 
 .PHONY: demo test check bench clean
 

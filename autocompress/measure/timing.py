@@ -18,11 +18,11 @@ from autocompress.hardware import Timing
 from autocompress.measure.blocks import Block
 
 BOOTSTRAPS = 1000
-PATIENCE = 5
+PATIENCE = 3
 #: Of rounds that are all faulty, the best quarter is kept.
 KEPT_SHARE = 0.25
 #: After so many rounds nothing better is waited for.
-HOPE = 20
+HOPE = 12
 #: What a contestant takes when nobody disturbs it: this quantile of its blocks, least of all for few of them.
 FLOOR = 0.1
 
