@@ -147,7 +147,7 @@ class Run:
             folder=str(self.folder),
             nearest_miss=nearest,
             elsewhere=read_elsewhere(self.folder / MEASURED),
-            sensitivities=tuple(self._json("sensitivity.json") or ()),
+            sensitivities=tuple(self._json("sensitivity.json")),
         )
 
     def status(self) -> str:

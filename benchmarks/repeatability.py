@@ -199,7 +199,8 @@ def plant(files: Files, profile: HardwareProfile) -> dict:
         if abs(found - PLANTED) < CLOSE:
             break
         extra = _steps(extra * min(2.0, PLANTED / max(found, PLANTED / 2)))
-    files.make_slower(extra)
+    else:
+        files.make_slower(extra)
     timing = profile.timing.model_copy(update=LONG)
     return {"extra": extra, **measure(files, "slower", profile.model_copy(update={"timing": timing}), "quiet")}
 

@@ -66,6 +66,12 @@ def fp8_scale(value: Tensor) -> Tensor:
     return torch.where(most == 0, torch.ones_like(most), most)
 
 
+def round_fp8(value: Tensor) -> Tensor:
+    """Values of any shape sent through 8-bit floats and back, in the range that they have."""
+    scale = fp8_scale(value)
+    return (value / scale).to(FP8).to(torch.float32) * scale
+
+
 @dataclass(frozen=True)
 class Codes:
     """The integers of one layer.
@@ -96,8 +102,7 @@ class Codes:
     def round_input(self, value: Tensor) -> Tensor:
         """An input sent through the kernel's numbers and back; without steps, by its own range."""
         if self.precision == "fp8":
-            scale = fp8_scale(value)
-            return (value / scale).to(FP8).to(torch.float32) * scale
+            return round_fp8(value)
         return (self.input or steps_of_values(value)).round(value)
 
     def weight(self) -> Tensor:

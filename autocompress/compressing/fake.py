@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from autocompress.compressing.codes import Codes, Steps, steps_of_values
+from autocompress.compressing.codes import Codes, Steps, round_fp8, steps_of_values
 from autocompress.compressing.flow import folded_bias, norm_gain
 from autocompress.compressing.quantize import ActivationSteps, code_layer, prepare, targets
 from autocompress.compressing.smooth import along_channels, scaled_columns
@@ -126,8 +126,7 @@ class _FakeLayer:
         self.restore()
         self.module.__dict__.update(self._rounded())
         if self.settings.precision == "fp8":
-            value = args[0].detach()
-            return (straight_through(args[0], Codes("fp8", value, value).round_input(value)), *args[1:])
+            return (straight_through(args[0], round_fp8(args[0].detach())), *args[1:])
         if self.settings.precision not in ("int8", "int8-dynamic"):
             return args
         return (self._rounded_input(args[0]), *args[1:])

@@ -40,11 +40,6 @@ class Block:
     inputs: int = 1
     one_thread: bool = False
 
-    @property
-    def waited_share(self) -> float:
-        """Seconds in line per second of the block; above 1 where several threads stood in line."""
-        return sum(self.waited) / sum(self.times) if sum(self.times) else 0.0
-
     @cached_property
     def contended(self) -> bool:
         """Whether other programs left too few queries alone, or one of the inputs none."""

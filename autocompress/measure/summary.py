@@ -139,7 +139,7 @@ def _warnings(
     unsteady = sum(race.rounds.unsteady for race in races)
     crowded = sum(race.rounds.crowded for race in races)
     if unsteady:
-        yield f"the machine was unsteady in {unsteady} kept rounds: {timing.slowed:.0%} or more slower than at its best"
+        yield f"the machine was unsteady in {unsteady} kept rounds: there were too few steady ones"
     if crowded:
         yield f"other programs took the processor in {crowded} kept rounds: there were too few undisturbed ones"
     if ratio.half_width > 3 * timing.half_width:

@@ -190,25 +190,26 @@ def time_in_turn(
         decided: another reason to stop, asked once `protocol.min_blocks` rounds without fault are there.
     """
     done: list[_Round] = []
+    kept = Rounds()
     for number in range(1, PATIENCE * protocol.max_blocks + 1):
-        if number > protocol.max_blocks and _is_enough(done, protocol, enough_queries):
+        if number > protocol.max_blocks and _is_enough(kept, enough_queries):
             break
         if number > protocol.min_blocks and _overtime(done) > PATIENCE * protocol.max_blocks:
             break
         done.append(_run_round(names, run_block))
         faulty = _faulty(done, protocol)
+        kept = _keep(done, faulty, protocol)
         if faulty.count(False) < protocol.min_blocks or faulty[-1]:
             continue
-        kept = _keep(done, protocol)
         if _settled(kept, names, protocol) or (decided is not None and decided(kept)):
             break
-    return _keep(done, protocol)
+    return kept
 
 
-def _is_enough(done: Sequence[_Round], protocol: Timing, enough_queries: int) -> bool:
-    kept = _keep(done, protocol)
+def _is_enough(kept: Rounds, enough_queries: int) -> bool:
+    """Whether to be content with what is kept of more than `protocol.max_blocks` rounds."""
     stand_in = kept.crowded + kept.unsteady > 0
-    return _fewest(kept) >= enough_queries and (not stand_in or len(done) >= HOPE)
+    return _fewest(kept) >= enough_queries and (not stand_in or len(kept) + kept.rejected >= HOPE)
 
 
 def _run_round(names: Sequence[str], run_block: Callable[[str], Block]) -> _Round:
@@ -246,11 +247,11 @@ def _faulty(done: Sequence[_Round], protocol: Timing) -> list[bool]:
     ]
 
 
-def _keep(done: Sequence[_Round], protocol: Timing) -> Rounds:
+def _keep(done: Sequence[_Round], faulty: Sequence[bool], protocol: Timing) -> Rounds:
     """The rounds without fault, or the best quarter of all where these are too few; in the order of running."""
-    floors, faulty = _floors(done), _faulty(done, protocol)
     kept = {number for number, fault in enumerate(faulty) if not fault}
     if len(kept) < protocol.min_blocks:
+        floors = _floors(done)
         others = sorted(set(range(len(done))) - kept, key=lambda n: (done[n].slowed(floors), done[n].drift))
         enough = max(protocol.min_blocks, math.ceil(KEPT_SHARE * len(done)))
         kept |= set(others[: enough - len(kept)])

@@ -132,12 +132,12 @@
   }
 
   wireTable();
-  Promise.all(["front", "layers", "elsewhere", "sensitivity", "progress", "seconds"].map(draw)).then(() => {
+  Promise.all(Object.keys(data.figures).map(draw)).then(() => {
     if (data.selected !== null) select(data.selected);
     document.body.dataset.ready = "yes";
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
-    ["front", "layers", "elsewhere", "sensitivity", "progress", "seconds"].map(byId).forEach((place) => {
+    Object.keys(data.figures).map(byId).forEach((place) => {
       if (place && place.data) Plotly.relayout(place, colours());
     });
   });

@@ -18,6 +18,7 @@ from autocompress.report import figures, words
 from autocompress.report.candidates import candidates_table, panel_data
 from autocompress.report.elsewhere import draw_elsewhere, elsewhere_info, elsewhere_table
 from autocompress.report.sensitivity import draw_sensitivity, sensitivity_info
+from autocompress.report.sensitivity import height as sensitivity_height
 from autocompress.report.view import RunView
 
 
@@ -229,7 +230,7 @@ def _sensitivity_section(view: RunView) -> str:
         "What fewer bits cost, layer by layer",
         '<p class="note">How far the dense model\'s predictions move when one layer alone is rounded, the most '
         f"sensitive first.{more}</p>"
-        '<div id="sensitivity" class="figure"></div>',
+        f'<div id="sensitivity" class="figure" style="height:{sensitivity_height(info)}px"></div>',
         "Hollow: predicted from the change of the layer's output along the gradient, not measured.",
     )
 

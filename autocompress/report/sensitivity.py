@@ -10,7 +10,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from autocompress.report import words
-from autocompress.report.figures import base_layout
+from autocompress.report.figures import GRID, base_layout
 from autocompress.report.view import RunView
 
 #: Colours of the options, heavy to light.
@@ -92,9 +92,14 @@ def _signed(seconds: float) -> str:
     return f"{'−' if seconds < 0 else '+'}{words.milliseconds(abs(seconds))}"
 
 
+def height(info: SensitivityInfo) -> int:
+    """Pixels in which every row has room for its name."""
+    return 110 + 19 * len(info.layers)
+
+
 def draw_sensitivity(info: SensitivityInfo) -> go.Figure:
     """One row per layer, one dot per option, hollow where predicted; further right changes the predictions more."""
-    figure = go.Figure(layout=base_layout(height=110 + 19 * len(info.layers)))
+    figure = go.Figure(layout=base_layout(height=height(info)))
     for number, (name, points) in enumerate(info.options.items()):
         colour = COLOURS[number % len(COLOURS)]
         figure.add_trace(
@@ -118,7 +123,7 @@ def draw_sensitivity(info: SensitivityInfo) -> go.Figure:
         title="KL to dense with this layer alone rounded, nats",
         type="log",
         exponentformat="power",
-        gridcolor="rgba(128,138,155,0.18)",
+        gridcolor=GRID,
         zeroline=False,
     )
     figure.update_yaxes(
@@ -128,7 +133,7 @@ def draw_sensitivity(info: SensitivityInfo) -> go.Figure:
         automargin=True,
         fixedrange=True,
         zeroline=False,
-        gridcolor="rgba(128,138,155,0.18)",
+        gridcolor=GRID,
     )
     figure.update_layout(
         hovermode="closest",

@@ -22,7 +22,6 @@ import scipy.optimize
 from numpy.typing import NDArray
 
 from autocompress.errors import MeasureError
-from autocompress.plan.check import factor_size
 from autocompress.tables.units import Form, Signature, Unit, read_signature
 
 #: Weight of the penalty that shares a cost among layers which never changed one by one.
@@ -135,9 +134,8 @@ def features(unit: Unit, signature: Signature) -> dict[Feature, float]:
     found: dict[Feature, float] = {("whole",): 1.0}
     for form in signature.forms:
         whole = dense[form.role].shape
-        weights = form.rank * factor_size(form.shape, form.split) if form.rank else math.prod(form.shape)
         kernels = "factors" if form.rank else "weight"
-        found["work", form.role, form.option, kernels] = weights / math.prod(whole)
+        found["work", form.role, form.option, kernels] = form.weights / math.prod(whole)
         found["outputs", form.role] = form.shape[0] / whole[0]
         if form.option != "fp32":
             found["inputs", form.role, form.option] = form.shape[1] / whole[1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from functools import cached_property
@@ -16,7 +15,6 @@ from autocompress.errors import MeasureError
 from autocompress.layers import LayerTable
 from autocompress.measure.chips import WEIGHT_BITS
 from autocompress.plan import Plan, Precision
-from autocompress.plan.check import factor_size
 from autocompress.tables.compose import FamilyLine, families
 from autocompress.tables.units import Form, Signature, Unit, signatures, unit_from_json
 
@@ -228,12 +226,8 @@ def kernels(signature: Signature) -> int:
 def weight_bytes(unit: Unit, signature: Signature) -> float:
     """Bytes of the weights that a unit's products read; embeddings are looked up, row by row, and do not count."""
     return sum(
-        _weights(form) * WEIGHT_BITS[_precision(form)] / 8 for form in signature.forms if unit.positions[form.role]
+        form.weights * WEIGHT_BITS[_precision(form)] / 8 for form in signature.forms if unit.positions[form.role]
     )
-
-
-def _weights(form: Form) -> int:
-    return form.rank * factor_size(form.shape, form.split) if form.rank else math.prod(form.shape)
 
 
 def _precision(form: Form) -> Precision:

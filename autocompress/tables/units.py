@@ -17,6 +17,7 @@ from typing import Any
 from autocompress.errors import MeasureError
 from autocompress.layers import Group, Layer, LayerTable
 from autocompress.plan import EffectiveLayer, Plan, Quantize, effective_layers, removed_blocks
+from autocompress.plan.check import factor_size
 
 #: Layers that a module may hold to be taken for one block, where no adapter says what a block is.
 MOST_LAYERS = 6
@@ -41,6 +42,11 @@ class Form:
     option: str = "fp32"
     rank: int = 0
     split: str = "channel"
+
+    @property
+    def weights(self) -> int:
+        """Numbers in its weight, or in its two factors."""
+        return self.rank * factor_size(self.shape, self.split) if self.rank else math.prod(self.shape)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,21 +60,14 @@ OURS: dict[str, dict[str, dict[str, dict[str, dict]]]] = {"minilm": {}, "resnet2
 
 
 def _encoder(**roles: dict) -> dict[str, dict]:
-    """Settings for all linears of a BERT; `attention` and `down` (the second of each feed-forward part) may differ."""
+    """Settings for all linears of a BERT; `down` (the second of each feed-forward part) may differ."""
     chosen = {"bert.encoder.*": roles["every"], "bert.pooler.dense": roles["every"], "classifier": roles["every"]}
-    if "attention" in roles:
-        chosen["bert.encoder.layer.*.attention.self.*"] = roles["attention"]
     if "down" in roles:
         chosen["bert.encoder.layer.[0-9].output.dense"] = roles["down"]
     return chosen
 
 
-def _settings() -> Iterator[tuple[str, dict]]:
-    yield "int8", STATIC
-    yield "int8 careful", {**STATIC, **CAREFUL}
-
-
-for _name, _quantize in _settings():
+for _name, _quantize in (("int8", STATIC), ("int8 careful", {**STATIC, **CAREFUL})):
     for _runtime in PROFILES:
         OURS["minilm"].setdefault(_runtime, {})[_name] = _encoder(every=_quantize)
         OURS["resnet20"].setdefault(_runtime, {})[_name] = {"*conv*": _quantize, "linear": _quantize}
