@@ -45,7 +45,10 @@ def search(
     min_speedup: MinSpeedup = None,
     max_drop: MaxDrop = None,
     out: Annotated[str | None, typer.Option(help="run folder [runs/TASK]")] = None,
-    sampler: Annotated[str | None, typer.Option(help="auto, tpe, nsga2 or random [auto]")] = None,
+    strategy: Annotated[
+        str | None, typer.Option(help="staged, joint (one Optuna study over everything) or solve [the space's]")
+    ] = None,
+    sampler: Annotated[str | None, typer.Option(help="auto, tpe, nsga2, nsga3, gp or random [auto]")] = None,
     seed: Annotated[int | None, typer.Option()] = None,
     max_trials: Annotated[int | None, typer.Option(help="candidates to evaluate at most")] = None,
     bank_limit: BankLimit = None,
@@ -76,6 +79,7 @@ def search(
             max_latency=settings.max_latency,
             min_speedup=settings.min_speedup,
             max_drop=settings.max_drop,
+            strategy=settings.strategy,  # type: ignore[arg-type]
             sampler=settings.sampler,  # type: ignore[arg-type]
             seed=settings.seed,
             max_trials=settings.max_trials,

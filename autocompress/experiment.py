@@ -32,6 +32,7 @@ class Experiment(BaseModel):
     min_speedup: str | None = None
     max_drop: str | None = None
     out: str | None = None
+    strategy: str | None = None
     sampler: str = "auto"
     seed: int = 0
     max_trials: int | None = Field(None, ge=1)

@@ -26,7 +26,7 @@ from autocompress.layers import LayerTable
 from autocompress.pipeline import Workshop, artifact_folder, build, open_workshop, write_workload
 from autocompress.plan import Plan
 from autocompress.records import read_trials, storage_errors, write_atomic, write_json
-from autocompress.rules import SpaceRules, load_space
+from autocompress.rules import SpaceRules, Strategy, load_space
 from autocompress.run import Run, make_budgets
 from autocompress.runtimes import model_file
 from autocompress.searching.controller import Sampler, check_sampler
@@ -56,6 +56,7 @@ def search(
     max_latency: str | float | None = None,
     min_speedup: str | float | None = None,
     max_drop: str | None = None,
+    strategy: Strategy | None = None,
     sampler: Sampler = "auto",
     seed: int = 0,
     max_trials: int | None = None,
@@ -74,7 +75,9 @@ def search(
         max_latency: such as "5ms": candidates over it are kept apart as infeasible.
         min_speedup: such as "2x", against the fastest dense fp32 setting.
         max_drop: such as "1pt" (absolute) or "1%" (relative).
-        sampler: "auto" (multivariate TPE), "tpe", "nsga2" or "random".
+        strategy: "staged" (solve, refine, then recover), "joint" (one Optuna study over everything), or "solve" (bits
+            alone); by default what the space says.
+        sampler: "auto" (multivariate TPE), "tpe", "nsga2", "nsga3", "gp" or "random".
         seed: of the sampler and of the recoveries.
         max_trials: candidates to evaluate at most.
         bank_limit: disk that intermediate results may take, such as "2GB", or bytes; may differ when resuming.
@@ -96,7 +99,7 @@ def search(
     profile = load_profile(hardware)
     workload = task.workload_inputs(profile.workload.batch, query_tokens(profile.workload))
     table = survey(task.source, workload)
-    rules = load_space(space or default_space(table))
+    rules = load_space(space or default_space(table), strategy)
     full_space = build_space(rules, table, profile)
     root = Path(out or f"runs/{task.name}")
     asked = {
@@ -106,6 +109,7 @@ def search(
         "max_latency": max_latency,
         "min_speedup": min_speedup,
         "max_drop": max_drop,
+        "strategy": strategy,
         "sampler": sampler,
         "seed": seed,
         "budget": str(budget) if isinstance(budget, str) else f"{budget:g}s",
@@ -284,7 +288,7 @@ def _refuse_another(run: Run, asked: Mapping[str, Any], resolved: Mapping[str, A
     before = run.experiment
     differences = [
         f"{key}: {before.get(key)!r} there, {asked[key]!r} now"
-        for key in ("max_latency", "min_speedup", "max_drop", "sampler", "seed")
+        for key in ("max_latency", "min_speedup", "max_drop", "strategy", "sampler", "seed")
         if before.get(key) != asked[key] and _has_results(run.folder)
     ]
     for key, meaning in (

@@ -51,3 +51,26 @@ def reference_point(quality_dense: float, maximize: bool) -> tuple[float, float]
     else:
         quality = quality_dense - 0.2 * abs(quality_dense) if maximize else quality_dense + 0.2 * abs(quality_dense)
     return math.log(1.05), quality
+
+
+def domination_ranks(points: ArrayLike, maximize: Sequence[bool]) -> NDArray[np.int64]:
+    """Non-domination rank of each point ``(n,)``: 0 for the front, 1 for what is the front without those, and so on.
+
+    Points with a NaN rank behind all others.
+    """
+    values = np.asarray(points, dtype=float).reshape(-1, len(maximize))
+    ranks = np.full(len(values), len(values), dtype=np.int64)
+    finite = np.isfinite(values).all(axis=1)
+    if finite.any():
+        ranks[finite] = moocore.pareto_rank(values[finite], maximise=list(maximize))
+    return ranks
+
+
+def best_first(points: ArrayLike, reference: Sequence[float], maximize: Sequence[bool]) -> list[int]:
+    """Numbers of the points by non-domination rank; within a rank, by the hypervolume that they alone add."""
+    values = np.asarray(points, dtype=float).reshape(-1, len(maximize))
+    ranks, added = domination_ranks(values, maximize), np.zeros(len(values))
+    for rank in set(ranks.tolist()) - {len(values)}:
+        alike = ranks == rank
+        added[alike] = moocore.hv_contributions(values[alike], ref=list(reference), maximise=list(maximize))
+    return sorted(range(len(values)), key=lambda i: (ranks[i], -added[i], i))

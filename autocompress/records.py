@@ -20,7 +20,7 @@ from autocompress.errors import AutocompressError, RunMismatchError, StorageErro
 from autocompress.plan import Plan, plan_from_json
 
 State = Literal["DONE", "INFEASIBLE", "FAILED", "STOPPED"]
-Origin = Literal["dense", "uniform-int8", "uniform", "seed", "sampled", "solved"]
+Origin = Literal["dense", "uniform-int8", "uniform", "seed", "sampled", "solved", "refined", "tuned", "recovered"]
 Source = Literal["measured", "signature", "recorded", "predicted"]
 Tier = Literal["table", "search", "report", "full"]
 
@@ -117,7 +117,7 @@ class Trial:
         number: order in which evaluations ended, from 0.
         proposal: number of the controller's proposal that it answers.
         plan: what was evaluated; with `rung` and the plan's seed it is the evaluation key.
-        rung: grade of the evaluation; 0 today.
+        rung: grade of the evaluation: 0 without recovery; of a staged search, then by the steps of it.
         origin: who proposed it.
         state: "DONE" (measured and within the budgets), "INFEASIBLE" (measured, over a budget),
             "FAILED" (`error` says why), "STOPPED" (interrupted).

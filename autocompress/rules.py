@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from autocompress.errors import PlanError, SpaceError
+from autocompress.errors import PlanError, SpaceError, near
 from autocompress.layers import GroupKind
 from autocompress.plan import PRECISIONS, Distill, Mask, Plan, Precision, Quantize, Recipe, plan_from_json
 from autocompress.settings import find_yaml, read_yaml, validate
@@ -263,13 +263,17 @@ class SolveRule(_Strict):
         return self.sweep == "size" or self.max_size < 1
 
 
+Strategy = Literal["staged", "joint", "solve"]
+STRATEGIES: tuple[Strategy, ...] = ("staged", "joint", "solve")
+
+
 class SpaceRules(_Strict):
     """The schema of ``search_spaces/*.yaml``.
 
     Attributes:
-        strategy: "joint" searches everything at once; "solve" chooses bits alone, by an integer program over what
-            each layer costs and loses, without any training.
-        solve: settings of that program.
+        strategy: "staged" solves, refines and then recovers; "joint" searches everything at once; "solve" chooses bits
+            alone, by an integer program over what each layer costs and loses, without any training.
+        solve: settings of that last program.
         groups, blocks, layers, distill: what may be chosen.
         sparsity: levels of zeros spread over all layers together (`plan.GlobalMask`), with `mask_score`.
         repair: of every candidate, see `plan.Plan`.
@@ -278,7 +282,7 @@ class SpaceRules(_Strict):
 
     name: str
     description: str = ""
-    strategy: Literal["joint", "solve"] = "joint"
+    strategy: Strategy = "staged"
     solve: SolveRule = SolveRule()
     groups: GroupRules = GroupRules()
     blocks: BlockRule = BlockRule()
@@ -313,9 +317,9 @@ class SpaceRules(_Strict):
 
     @model_validator(mode="after")
     def _solvable(self) -> SpaceRules:
-        if self.strategy == "joint":
+        if self.strategy != "solve":
             if self.solve != SolveRule():
-                raise ValueError("solve is for strategy 'solve', but the strategy is 'joint'")
+                raise ValueError(f"solve is for strategy 'solve', but the strategy is {self.strategy!r}")
             return self
         other = [
             name
@@ -336,9 +340,20 @@ class SpaceRules(_Strict):
         return tuple(plan_from_json({"learn": level}).learn for level in self.learn)
 
 
-def load_space(name_or_path: str | Path) -> SpaceRules:
-    """A shipped space by name, or one's own by path; raises `SpaceError` with all mistakes at once."""
+def load_space(name_or_path: str | Path, strategy: str | None = None) -> SpaceRules:
+    """A shipped space by name, or one's own by path; raises `SpaceError` with all mistakes at once.
+
+    Args:
+        name_or_path: such as "transformer" or "my.yaml".
+        strategy: takes the place of the space's own.
+    """
     path = find_yaml(name_or_path, FOLDER, SpaceError)
     data = read_yaml(path, SpaceError)
     data.setdefault("name", path.stem)
+    if strategy is not None and strategy not in STRATEGIES:
+        raise SpaceError(f"--strategy {strategy!r} is unknown{near(strategy, STRATEGIES)}")
+    if strategy is not None:
+        data["strategy"] = strategy
+        if strategy != "solve":
+            data.pop("solve", None)
     return validate(SpaceRules, data, str(path), SpaceError)

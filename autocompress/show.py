@@ -71,15 +71,21 @@ class Progress:
             self.console.print(f"[bold]{status.stage}[/bold]")
         if self._live.is_started:
             self._live.update(Text(self._words(status), style="cyan"), refresh=True)
-        elif status.done and (status.done % EVERY == 0 or status.stage == "finalists") and not new_stage:
+        elif (
+            not status.detail
+            and status.done
+            and (status.done % EVERY == 0 or status.stage == "finalists")
+            and not new_stage
+        ):
             self.console.print(f"  {self._words(status)}", soft_wrap=True)
 
     def _words(self, status: Status) -> str:
         left = _clock(status.budget_s - status.elapsed_s)
         failed = f", {status.failed} failed" if status.failed else ""
+        detail = f" · {status.detail}" if status.detail else ""
         return (
             f"{status.stage} · {status.done} candidates{failed} · {left} left · "
-            f"hypervolume {status.hypervolume:.4f} · best {status.best}"
+            f"hypervolume {status.hypervolume:.4f} · best {status.best}{detail}"
         )
 
     def candidate(self, trial: Trial, front: Front) -> None:

@@ -87,6 +87,25 @@ class SearchSpace:
         """Variables by name."""
         return {variable.name: variable for variable in self.variables}
 
+    @cached_property
+    def structure(self) -> tuple[Variable, ...]:
+        """Variables of the model itself: all but those of the recovery."""
+        return tuple(variable for variable in self.variables if variable.name not in RECOVERY)
+
+    @cached_property
+    def recovery(self) -> tuple[Variable, ...]:
+        """Variables of the recovery, but its steps."""
+        return tuple(variable for variable in self.variables if variable.name in _DISTILL)
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Levels of recovery steps above 0, few to many."""
+        return tuple(step for step in self.rules.distill.steps if step)
+
+    def untrained(self) -> SearchSpace:
+        """The same space without its recovery."""
+        return replace(self, variables=self.structure, fixed={**self.fixed, "steps": 0.0})
+
     def decode(self, values: Mapping[str, int | float], seed: int = 0, learn: bool = True) -> Plan:
         """The plan that the values mean; what has no effect is left out, so that equal candidates are equal plans.
 
@@ -99,7 +118,7 @@ class SearchSpace:
         recipe = self.rules.recipes[int(self._level(values, "learn", 0))] if learn else None
         if recipe is not None:
             learned = Plan(layers=self._bits(values, Plan()), learn=recipe)
-            return replace(learned, distill=self._decode_distill(values, learned), seed=seed)
+            return replace(learned, distill=self.recovery_of(values, learned), seed=seed)
         groups = self._decode_groups(values)
         shaped = Plan(groups, self._bits(values, Plan(groups)))
         zeros = float(self._level(values, "sparsity:all layers", 0.0))
@@ -107,7 +126,7 @@ class SearchSpace:
         layers = shaped.layers if mask else self._decode_weights(values, shaped)
         repaired = any(prune.repair and prune.keep for prune in groups.values())
         plan = Plan(groups, layers, mask=mask, repair=self.rules.repair if repaired else "dense")
-        distill = self._decode_distill(values, plan)
+        distill = self.recovery_of(values, plan)
         return replace(plan, distill=distill, seed=seed if distill or _draws(plan) else 0)
 
     def _level(self, values: Mapping[str, int | float], name: str, default: float | str) -> float | str:
@@ -188,7 +207,8 @@ class SearchSpace:
         rank = min(_round_to(full * share, self.profile.rounding.rank), full)
         return rank if share < 1.0 and rank * factor_size(shape, split) < math.prod(shape) else 0
 
-    def _decode_distill(self, values: Mapping[str, int | float], plan: Plan) -> Distill | None:
+    def recovery_of(self, values: Mapping[str, int | float], plan: Plan) -> Distill | None:
+        """The recovery that the values mean for a plan; None where they ask for no steps."""
         steps = int(self._level(values, "steps", 0.0))
         if not steps:
             return None
@@ -244,6 +264,9 @@ def _draws(plan: Plan) -> bool:
 
 
 _DISTILL = ("soft_weight", "temperature", "learning_rate")
+
+#: Names of the variables of a recovery.
+RECOVERY = (*_DISTILL, "steps")
 
 
 def _round_to(value: float, step: int) -> int:

@@ -197,7 +197,7 @@ def test_the_name_is_the_file_unless_given(write):
 @pytest.mark.parametrize(
     ("text", "messages"),
     [
-        pytest.param("strategy: solved", ["strategy: input should be 'joint' or 'solve', but got 'solved'"],
+        pytest.param("strategy: solved", ["strategy: input should be 'staged', 'joint' or 'solve', but got 'solved'"],
                      id="strategy"),
         pytest.param("strategy: solve\nsolve: {points: 1}",
                      ["solve.points: input should be greater than or equal to 2, but got 1"], id="points"),
@@ -206,7 +206,7 @@ def test_the_name_is_the_file_unless_given(write):
         pytest.param("strategy: solve\nsolve: {sweep: energy}",
                      ["solve.sweep: input should be 'latency' or 'size', but got 'energy'"], id="sweep"),
         pytest.param("strategy: solve\nsolve: {budget: 3}", ["solve.budget: unknown key"], id="unknown_key"),
-        pytest.param("solve: {points: 20}", ["solve is for strategy 'solve', but the strategy is 'joint'"],
+        pytest.param("solve: {points: 20}", ["solve is for strategy 'solve', but the strategy is 'staged'"],
                      id="solve_without_strategy"),
         pytest.param("strategy: solve\ngroups: {heads: [1.0, 0.5]}\ndistill: {steps: [0, 10]}",
                      ["strategy 'solve' chooses precision and weight_bits alone, but got groups, distill"],
@@ -225,7 +225,7 @@ def test_what_the_integer_program_cannot_choose_is_refused(write, text, messages
 
 
 def test_a_space_is_searched_jointly_unless_it_says_otherwise(write):
-    assert load_space(write("description: x\n")).strategy == "joint"
+    assert load_space(write("description: x\n")).strategy == "staged"
     rules = load_space(write("strategy: solve\nlayers: [{precision: [fp32, int8], weight_bits: [8, 4]}]\n"))
     assert (rules.strategy, rules.solve.points, rules.solve.by_size) == ("solve", 40, False)
 

@@ -50,16 +50,17 @@ class Prefix:
         return min((self.starts[name] for name in names if name in self.starts), default=0)
 
     @contextlib.contextmanager
-    def replaying(self, until: int) -> Iterator[None]:
-        """Inside, modules that ended before a time give what they gave."""
+    def replaying(self, until: int, model: nn.Module | None = None) -> Iterator[None]:
+        """Inside, modules that ended before a time give what they gave; `model` is another one of the same names."""
         ready = [name for name in self.given if self.ends[name] <= until and name not in self.again]
+        modules = [self.modules[name] if model is None else model.get_submodule(name) for name in ready]
         try:
-            for name in ready:
-                self.modules[name].__dict__["forward"] = _Given(self.given[name])
+            for name, module in zip(ready, modules, strict=True):
+                module.__dict__["forward"] = _Given(self.given[name])
             yield
         finally:
-            for name in ready:
-                self.modules[name].__dict__.pop("forward", None)
+            for module in modules:
+                module.__dict__.pop("forward", None)
 
     def _entering(self, name: str) -> Callable[..., None]:
         def hook(*_given: Any) -> None:

@@ -242,11 +242,11 @@ def divergences(
             for number, swap in enumerate(options):
                 with _swapped(model, swap), prefix.replaying(prefix.first(swap)):
                     rounded = logits_of(model(**inputs))[real]
-                totals[number] += _kl(wanted, rounded)
+                totals[number] += summed_kl(wanted, rounded)
     return [total / count for total in totals]
 
 
-def _kl(dense: Tensor, rounded: Tensor) -> float:
+def summed_kl(dense: Tensor, rounded: Tensor) -> float:
     """Sum of KL(dense ‖ rounded) over rows of logits ``(n, classes)``, in double precision and never below 0."""
     total = 0.0
     rows = max(1, KL_NUMBERS // dense.shape[-1])

@@ -29,6 +29,9 @@ ORIGINS: Mapping[str, str] = {
     "seed": "seed",
     "sampled": "sampled",
     "solved": "solved",
+    "refined": "refined",
+    "tuned": "settings tried",
+    "recovered": "recovered",
 }
 
 

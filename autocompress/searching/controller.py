@@ -7,8 +7,9 @@ was already evaluated is answered from the trials and not evaluated again.
 from __future__ import annotations
 
 import logging
+import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,8 +26,14 @@ from autocompress.plan import Plan
 from autocompress.records import Origin, Trial, cut_torn_line, storage_errors
 from autocompress.space import SearchSpace, Values, Variable
 
-Sampler = Literal["auto", "tpe", "nsga2", "random"]
-SAMPLERS: tuple[Sampler, ...] = ("auto", "tpe", "nsga2", "random")
+Sampler = Literal["auto", "tpe", "nsga2", "nsga3", "gp", "random"]
+SAMPLERS: tuple[Sampler, ...] = ("auto", "tpe", "nsga2", "nsga3", "gp", "random")
+
+#: Generation of the genetic samplers.
+POPULATION = 24
+
+#: Recoveries from which a tuner models instead of drawing, and importances are told.
+LEAST_TRIED = 4
 
 #: Proposals in a row that were all evaluated before, after which the space counts as exhausted.
 MAX_REPEATS = 200
@@ -40,11 +47,13 @@ class Proposal:
         number: of the Optuna trial.
         plan: decoded.
         origin: who proposed it.
+        rung: grade of the evaluation: 0 without recovery, then by the steps of it.
     """
 
     number: int
     plan: Plan
     origin: Origin
+    rung: int = 0
 
 
 #: Budget name to how far a trial is over it; 0 or less is within. The same names for every trial.
@@ -132,11 +141,23 @@ class Controller:
         with storage_errors(self._journal):
             self._study.enqueue_trial(values, user_attrs={"origin": origin}, skip_if_exists=not again)
 
-    def ask(self) -> Proposal | None:
-        """The next plan that was not evaluated before; None when the space seems exhausted.
+    def values(self, number: int) -> Values | None:
+        """The values of a proposal; None where there is no such, or not whole."""
+        if not 0 <= number < len(self._study.trials):
+            return None
+        params = self._study.get_trials(deepcopy=False)[number].params
+        return dict(params) if set(params) == set(self._distributions) else None
+
+    def ask(self, left_s: float = math.inf) -> Proposal | None:
+        """The next plan that was not evaluated before; None when the space seems exhausted, or the time is.
 
         Repetitions are told with what is known of them.
+
+        Args:
+            left_s: seconds that the next candidate may take.
         """
+        if left_s < typical_seconds(self._known.values()):
+            return None
         for _ in range(MAX_REPEATS):
             with storage_errors(self._journal):
                 asked = self._study.ask(self._distributions)
@@ -162,6 +183,12 @@ class Controller:
             self._study.tell(number, _objectives(trial))
 
 
+def typical_seconds(trials: Iterable[Trial]) -> float:
+    """Mean seconds of the measured ones; 0 for none."""
+    spent = [sum(trial.seconds.values()) for trial in trials if trial.measured]
+    return sum(spent) / len(spent) if spent else 0.0
+
+
 def _objectives(trial: Trial) -> list[float]:
     assert trial.latency is not None
     assert trial.quality is not None
@@ -184,7 +211,11 @@ def make_sampler(name: Sampler, seed: int) -> BaseSampler:
         if name in ("auto", "tpe"):
             return optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=10)
         if name == "nsga2":
-            return optuna.samplers.NSGAIISampler(seed=seed, population_size=24)
+            return optuna.samplers.NSGAIISampler(seed=seed, population_size=POPULATION)
+        if name == "nsga3":
+            return optuna.samplers.NSGAIIISampler(seed=seed, population_size=POPULATION)
+        if name == "gp":
+            return optuna.samplers.GPSampler(seed=seed)
         return optuna.samplers.RandomSampler(seed=seed)
 
 
@@ -192,3 +223,42 @@ def _distribution(variable: Variable) -> BaseDistribution:
     if variable.levels:
         return IntDistribution(0, len(variable.levels) - 1)
     return FloatDistribution(variable.low, variable.high, log=variable.log)
+
+
+class Tuner:
+    """Proposes the settings of recoveries, one objective, by TPE; keeps nothing but what it is told each time.
+
+    Args:
+        variables: λ, temperature, learning rate: those that are searched.
+        seed: of the sampler.
+    """
+
+    def __init__(self, variables: Sequence[Variable], seed: int = 0) -> None:
+        self._distributions = {variable.name: _distribution(variable) for variable in variables}
+        self._seed = seed
+
+    def suggest(self, tried: Sequence[tuple[Values, float]]) -> Values:
+        """The next settings, by how well others did (more is better)."""
+        study = self._study(tried)
+        return dict(study.ask(self._distributions).params)
+
+    def importances(self, tried: Sequence[tuple[Values, float]]) -> dict[str, float]:
+        """Share of each variable in how well settings do, by PED-ANOVA (Watanabe et al. 2023); {} below 4 of them."""
+        if len(tried) < LEAST_TRIED or len(self._distributions) < 2:
+            return {}
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.5)
+        return dict(optuna.importance.get_param_importances(self._study(tried), evaluator=evaluator))
+
+    def _study(self, tried: Sequence[tuple[Values, float]]) -> optuna.Study:
+        optuna.logging.set_verbosity(logging.WARNING)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            sampler = optuna.samplers.TPESampler(
+                seed=self._seed + len(tried), multivariate=True, n_startup_trials=LEAST_TRIED
+            )
+        study = optuna.create_study(direction="maximize", sampler=sampler)
+        for values, score in tried:
+            study.add_trial(
+                optuna.trial.create_trial(params=dict(values), distributions=self._distributions, values=[score])
+            )
+        return study

@@ -1,6 +1,6 @@
 """The loop of a search: references, then what the strategy proposes until time or trials run out; then the finalists.
 
-`strategy: joint` proposes seeds and then what the sampler says, `strategy: solve` what its integer program says.
+Who proposes is the strategy's affair: `staged`, `joint` (seeds, then what the sampler says) or `solve`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from autocompress.front import Front, fits
 from autocompress.pipeline import Workshop, evaluate, measure_again, score_artifact
 from autocompress.plan import Plan, Precision
 from autocompress.records import Origin, Trial, append_line
-from autocompress.searching.controller import Controller, Proposal, Sampler
+from autocompress.searching.controller import Controller, Proposal, Sampler, typical_seconds
 from autocompress.searching.mixed import make_solver
+from autocompress.searching.prepare import make_staged
 from autocompress.searching.probe import Probe
+from autocompress.searching.staged import Clock, Teller
 from autocompress.searching.status import Status, Watcher
 from autocompress.space import SearchSpace, Values
 
@@ -38,6 +40,7 @@ FINAL_SHARE = 0.25
 
 #: Why a search ends whose strategy has nothing more to propose.
 EXHAUSTED = {
+    "staged": "every candidate that promised something is evaluated",
     "joint": "the space holds no candidate that was not evaluated",
     "solve": "every plan that the integer program asked for is evaluated",
 }
@@ -46,8 +49,8 @@ EXHAUSTED = {
 class Proposer(Protocol):
     """Who says what is evaluated next, and learns from it."""
 
-    def ask(self) -> Proposal | None:
-        """The next plan; None when there is none."""
+    def ask(self, left_s: float) -> Proposal | None:
+        """The next plan; None when there is none, or none that the seconds that are left suffice for."""
         ...
 
     def tell(self, number: int, trial: Trial) -> None:
@@ -85,6 +88,7 @@ class Loop:
     started: float = field(default_factory=time.perf_counter)
     search_s: float = 0.0
     worked_s: float = 0.0
+    stage: str = "probe"
 
     @property
     def front(self) -> Front:
@@ -118,19 +122,29 @@ class Loop:
         if self.space.rules.strategy == "solve":
             begun, left_s = time.perf_counter(), self.budget_s - self.elapsed_s
             made = make_solver(
-                self.shop, self.space, self.probe, self.budgets, self.trials, left_s=left_s, say=self.watcher.say
-            )
+                self.shop, self.space, self.probe, self.budgets, self.trials, left_s=left_s, say=self.watcher.say,
+                detail=self.detail,
+            )  # fmt: skip
             self.worked_s += time.perf_counter() - begun
             return made
+        staged = self.space.rules.strategy == "staged"
         controller = Controller(
             self.shop.root / "study.journal",
-            self.space,
+            self.space.untrained() if staged else self.space,
             self.shop.task.metric.maximize,
             self._violations,
             self.sampler,
             self.seed,
-            self.trials,
+            [trial for trial in self.trials if trial.rung == 0],
         )
+        if staged:
+            begun, clock = time.perf_counter(), Clock(lambda: self.elapsed_s, self.elapsed_s, self.budget_s)
+            found = make_staged(
+                self.shop, self.space, self.probe, self.budgets, self.trials, controller, clock,
+                seed=self.seed, teller=Teller(self.watcher.say, self.announce, self.detail),
+            )  # fmt: skip
+            self.worked_s += time.perf_counter() - begun
+            return found
         for origin, values in seeds(self.space, self.probe):
             controller.enqueue(values, origin)
         return controller
@@ -139,12 +153,12 @@ class Loop:
         while True:
             if self.max_trials is not None and len(self.trials) >= self.max_trials:
                 return f"{self.max_trials} candidates were allowed"
-            if self.elapsed_s + self._next_seconds() > self.budget_s:
-                return "the time budget is spent"
-            proposal = proposer.ask()
+            left_s = self.budget_s - self.elapsed_s - self._final_seconds()
+            proposal = proposer.ask(left_s) if left_s > 0 else None
             if proposal is None:
-                return EXHAUSTED[self.space.rules.strategy]
-            trial = self._evaluate(proposal.plan, proposal.origin, proposal.number)
+                late = left_s < 2 * typical_seconds(self.trials)
+                return "the time budget is spent" if late else EXHAUSTED[self.space.rules.strategy]
+            trial = self._evaluate(proposal.plan, proposal.origin, proposal.number, proposal.rung)
             proposer.tell(proposal.number, trial)
 
     def _evaluate_references(self) -> None:
@@ -157,13 +171,13 @@ class Loop:
             if origin == "dense" and trial.state == "FAILED":
                 raise AutocompressError(f"the dense model itself cannot be evaluated: {trial.error}")
 
-    def _evaluate(self, plan: Plan, origin: Origin, proposal: int) -> Trial:
-        trial = evaluate(plan, self.shop, max((t.number for t in self.trials), default=-1) + 1)
+    def _evaluate(self, plan: Plan, origin: Origin, proposal: int, rung: int = 0) -> Trial:
+        trial = evaluate(plan, self.shop, max((t.number for t in self.trials), default=-1) + 1, rung)
         self.worked_s += sum(trial.seconds.values())
         trial = self._judge(trial.replace(origin=origin, proposal=proposal, finished_s=self.elapsed_s))
         self._record(trial)
         self.watcher.candidate(trial, self.front)
-        self.announce("search")
+        self.announce(self.stage)
         return trial
 
     def _record(self, trial: Trial) -> None:
@@ -200,23 +214,22 @@ class Loop:
         """Float weights go when another candidate is clearly better in both: the plan can make them again."""
         keep = {t.fingerprint for t in self.front.references}
         for trial in self.front.measured:
-            folder = self.shop.artifact_folder(trial.plan)
+            folder = self.shop.artifact_folder(trial.plan, trial.rung)
             weights = folder / "weights.safetensors"
             if trial.fingerprint not in keep and weights.is_file() and self.front.clearly_dominated(trial):
                 weights.unlink()
                 (folder / INTEGERS).unlink(missing_ok=True)
 
-    def _next_seconds(self) -> float:
-        """Seconds that one more candidate and the finalists will take, judged by those so far."""
+    def _final_seconds(self) -> float:
+        """Seconds that the finalists will take, judged by the candidates so far."""
         done = [t for t in self.trials if t.measured]
         if not done:
             return 0.0
-        candidate = sum(sum(t.seconds.values()) for t in done) / len(done)
         measure = sum(t.seconds.get("measure", 0.0) for t in done) / len(done)
         score = sum(t.seconds.get("score", 0.0) for t in done) / len(done)
         share = len(self.shop.task.test) / len(self.shop.task.validation)
         finals = (len(self.front.points) + 2) * (2 * measure + share * score + 1.0)
-        return candidate + min(finals, FINAL_SHARE * self.budget_s)
+        return min(finals, FINAL_SHARE * self.budget_s)
 
     def _grade_finalists(self) -> None:
         """Report-tier latency in fresh processes, and the test split once, for the front and the references."""
@@ -243,8 +256,13 @@ class Loop:
             self._record(self._judge(trial.replace(latency=latency, quality_test=test.value)))
             self.announce("finalists")
 
-    def announce(self, stage: str) -> None:
+    def detail(self, text: str) -> None:
+        """Tell the watcher what is being done within the stage."""
+        self.announce(self.stage, text)
+
+    def announce(self, stage: str, detail: str = "") -> None:
         """Tell the watcher where the search stands."""
+        self.stage = stage
         failed = sum(t.state == "FAILED" for t in self.trials)
         self.watcher.update(
             Status(
@@ -255,6 +273,7 @@ class Loop:
                 self.budget_s,
                 self.front.hypervolume(),
                 self._best_words(),
+                detail,
             )
         )
 

@@ -40,6 +40,7 @@ def make_solver(
     *,
     left_s: float,
     say: Say,
+    detail: Say = lambda _text: None,
     predict: Predict | None = None,
 ) -> Solver:
     """Take errors and costs of all layers, write ``sensitivity.json``, and return who proposes.
@@ -51,14 +52,15 @@ def make_solver(
         budgets: asked by the user; what they say of latency limits the program.
         trials: finished evaluations.
         left_s: wall-clock that is left of the search.
-        say: is told how far it is, and which layers are the most sensitive.
+        say: is told which layers are the most sensitive.
+        detail: is told how far it is.
         predict: seconds of a plan; by default layer classes are timed in the dense model.
     """
     rule, units = space.rules.solve, units_of(space)
     options = [option for unit in units for option in unit.options]
-    errors = sensitivities(shop.bank, options, samples=rule.samples, limit_s=ERROR_SHARE * left_s, say=say)
+    errors = sensitivities(shop.bank, options, samples=rule.samples, limit_s=ERROR_SHARE * left_s, say=detail)
     if predict is None:
-        predict = measure_costs(shop, options, probe, COST_SHARE * left_s, say).seconds
+        predict = measure_costs(shop, options, probe, COST_SHARE * left_s, detail).seconds
     write_sensitivities(shop.root / "sensitivity.json", units, errors, predict, shop.table)
     say(f"most sensitive layers: {', '.join(most_sensitive(units, errors))}")
 

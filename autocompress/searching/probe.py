@@ -128,7 +128,7 @@ def run_probe(shop: Workshop, space: SearchSpace, path: Path, say: Callable[[str
     profile_dense = next(
         d for d in dense if Setting(d.runtime, d.threads) == Setting(shop.profile.runtime, shop.profile.threads)
     )
-    rates = probe_rates(shop, space)
+    rates = probe_rates(shop, space) if space.rules.strategy == "joint" else ()  # a staged search tunes them itself
     probe = Probe(dense, precisions, latency.latency_s, latency.ratio_best_dense, profile_dense.latency_s, rates)
     write_json(path, probe.to_json())
     if rates:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from autocompress.plan import Plan
 from autocompress.records import Trial
 from autocompress.rules import SolveRule
-from autocompress.searching.controller import Proposal
+from autocompress.searching.controller import Proposal, typical_seconds
 from autocompress.searching.solve import Solution, front, refit
 from autocompress.searching.units import Tables, Unit, joined
 
@@ -63,8 +63,14 @@ class Solver:
         self._front: tuple[Solution, ...] | None = None
         self._fresh = 0
 
-    def ask(self) -> Proposal | None:
-        """The next plan that was not evaluated; None when the program has no more, or was followed often enough."""
+    def ask(self, left_s: float = math.inf) -> Proposal | None:
+        """The next plan that was not evaluated; None when the program has no more, was followed often enough, or late.
+
+        Args:
+            left_s: seconds that the next candidate may take.
+        """
+        if left_s < typical_seconds(self._known.values()):
+            return None
         for plan in self._corners:
             if plan.fingerprint not in self._known:
                 return Proposal(len(self._known), plan, "uniform")

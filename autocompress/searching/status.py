@@ -19,6 +19,7 @@ class Status:
         elapsed_s, budget_s: wall-clock spent and allowed.
         hypervolume: of what was found so far.
         best: the best candidate under the budgets, in words.
+        detail: what within the stage, for a line that comes and goes; "" for nothing.
     """
 
     stage: str
@@ -28,6 +29,7 @@ class Status:
     budget_s: float
     hypervolume: float
     best: str
+    detail: str = ""
 
 
 class Watcher(Protocol):

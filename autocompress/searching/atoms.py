@@ -1,0 +1,139 @@
+"""What each single choice of a joint space loses: KL to the dense model with one variable at one level alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from autocompress.compressing.bank import Bank
+from autocompress.compressing.losses import losses
+from autocompress.compressing.sensitivity import sensitivities
+from autocompress.layers import LayerTable
+from autocompress.plan import Plan
+from autocompress.searching.parts import Parts, merged
+from autocompress.space import SearchSpace, Variable
+
+Say = Callable[[str], None]
+
+#: A variable and one of its levels.
+Atom = tuple[str, int]
+
+#: Options of fewer bits that are worked on together.
+TOGETHER = 8
+
+#: Weight of the penalty that decides where nothing was measured.
+RIDGE = 1e-3
+
+#: What counts as no loss, in nats.
+NOTHING = 1e-9
+
+
+@dataclass(frozen=True)
+class Atoms:
+    """Losses of single choices.
+
+    Attributes:
+        kl: by variable, of each of its levels, in nats above the base; 0 for the base's own level.
+        measured: how many of them were measured.
+        count: how many there are; the others are estimated from their like.
+    """
+
+    kl: Mapping[str, tuple[float, ...]]
+    measured: int
+    count: int
+
+
+def measure_atoms(bank: Bank, space: SearchSpace, parts: Parts, samples: int, limit_s: float, say: Say) -> Atoms:
+    """Measure as many single choices as there is time for, and estimate the others; resumable.
+
+    Args:
+        bank: of the run.
+        space: without recovery.
+        parts: of the space.
+        samples: training samples that predictions are compared on.
+        limit_s: seconds that measuring may take, about.
+        say: is told how far it is.
+    """
+    wanted = _in_order(space, parts)
+    plans = {atom: space.decode(merged(parts.base, {atom[0]: atom[1]})) for atom in wanted}
+    base = space.decode(parts.base)
+    rounding = [plan for plan in dict.fromkeys(plans.values()) if base == Plan() and _only_quantizes(plan)]
+    others = [base, *(plan for plan in plans.values() if plan not in set(rounding))]
+    share = len(rounding) / (len(rounding) + len(others))
+    begun, found = time.perf_counter(), dict[Plan, float]()
+    for start in range(0, len(rounding), TOGETHER):
+        part = rounding[start : start + TOGETHER]
+        if not found or time.perf_counter() - begun < share * limit_s:
+            found |= {plan: one.kl for plan, one in sensitivities(bank, part, samples=samples, say=say).items()}
+    left_s = limit_s - (time.perf_counter() - begun)
+    found |= losses(bank, others, samples=samples, limit_s=left_s, say=say)
+    known = {atom: max(0.0, found[plan] - found[base]) for atom, plan in plans.items() if plan in found}
+    filled = estimated({v.name: _kind(v, space.table) for v in space.structure}, known, wanted)
+    kl = {
+        variable.name: tuple(filled.get((variable.name, level), 0.0) for level in range(len(variable.levels)))
+        for variable in space.structure
+    }
+    return Atoms(kl, len(known), len(wanted))
+
+
+def _only_quantizes(plan: Plan) -> bool:
+    return not plan.groups and plan.mask is None and all(not (lp.factorize or lp.mask) for lp in plan.layers.values())
+
+
+def _in_order(space: SearchSpace, parts: Parts) -> list[Atom]:
+    """Every level of every variable but the base's: first what tells most of the others.
+
+    All levels of one variable of each kind, then the lightest level of all variables, then the rest.
+    """
+    offered = {name for part in parts.parts for option in part.options for name in option}
+    offered |= {name for option in parts.shared for name in option}
+    variables = [variable for variable in space.structure if variable.name in offered]
+    kinds: dict[Kind, list[Variable]] = {}
+    for variable in variables:
+        kinds.setdefault(_kind(variable, space.table), []).append(variable)
+    examples = [alike[len(alike) // 2] for alike in kinds.values()]
+    first = [(variable.name, level) for variable in examples for level in range(len(variable.levels))]
+    lightest = [(variable.name, len(variable.levels) - 1) for variable in variables]
+    rest = [(v.name, level) for level in range(MOST_LEVELS) for v in variables if level < len(v.levels)]
+    base = parts.base
+    return [atom for atom in dict.fromkeys([*first, *lightest, *rest]) if atom[1] != base[atom[0]]]
+
+
+#: More levels than any variable has.
+MOST_LEVELS = 100
+
+
+#: What variables share that are estimated from each other: the choice, whether it is a block's, how many levels it has.
+Kind = tuple[str, bool, int]
+
+
+def _kind(variable: Variable, table: LayerTable) -> Kind:
+    choice, _, scope = variable.name.partition(":")
+    return choice, any(scope.startswith(block) for block in table.blocks), len(variable.levels)
+
+
+def estimated(kinds: Mapping[str, Kind], known: Mapping[Atom, float], wanted: Sequence[Atom]) -> dict[Atom, float]:
+    """All wanted losses: the known ones, and the others as ``exp(variable's part + level's part)``.
+
+    The parts are fitted to the logarithms of the known ones of like variables by least squares.
+    """
+    rows = sorted({name for name, _level in wanted})
+    columns = sorted({(kinds[name], level) for name, level in wanted})
+    sides: dict[object, int] = {side: place for place, side in enumerate([*rows, *columns])}
+    if not known:
+        return dict.fromkeys(wanted, 1.0)
+    logs = {atom: float(np.log(max(kl, NOTHING))) for atom, kl in known.items()}
+    middle = float(np.mean(list(logs.values())))
+    design = np.zeros((len(logs), len(sides)))
+    for number, (name, level) in enumerate(logs):
+        design[number, sides[name]] = design[number, sides[kinds[name], level]] = 1.0
+    wished = np.array([value - middle for value in logs.values()])
+    solution = np.linalg.solve(design.T @ design + RIDGE * np.eye(len(sides)), design.T @ wished)
+    result = {}
+    for atom in wanted:
+        own, level = sides[atom[0]], sides[kinds[atom[0]], atom[1]]
+        result[atom] = known.get(atom, float(np.exp(middle + solution[own] + solution[level])))
+    return result

@@ -1,0 +1,212 @@
+"""The knapsack over a joint space: the front that tables of losses and a model of seconds expect.
+
+What whole candidates were measured to lose and to take corrects both, and the program is solved again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autocompress.plan import Plan, removed_blocks
+from autocompress.searching.atoms import Atoms
+from autocompress.searching.parts import Part, Parts, merged
+from autocompress.searching.solve import front, refit, solve, undominated
+from autocompress.searching.work import WorkModel
+from autocompress.space import SearchSpace, Values
+
+Array = NDArray[np.float64]
+
+#: Doubt of a single choice's loss, and of what a whole candidate loses, as shares of them.
+LOSS_DOUBT, LOSS_NOISE = 0.6, 0.15
+
+#: Whole candidates from which the bend between sums of losses and what they come to is fitted, and its bounds.
+BEND_FROM, BENDS = 4, (0.5, 2.5)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A candidate as the program sees it.
+
+    Attributes:
+        values: of its variables.
+        seconds: per query, expected.
+        loss: sum of what its choices lose, in nats.
+    """
+
+    values: Values
+    seconds: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """The options of one part under one combination of shared values: what they add to the features of a plan."""
+
+    part: Part
+    more: Array
+    removed: Array
+
+
+class Knapsack:
+    """The program of one space, with what is believed of it.
+
+    Args:
+        space: without recovery.
+        parts: of the space.
+        atoms: losses of single choices.
+        work: seconds of plans.
+        limits: largest seconds, under "latency".
+        dense_s: seconds of the dense model.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        parts: Parts,
+        atoms: Atoms,
+        work: WorkModel,
+        limits: Mapping[str, float],
+        dense_s: float,
+    ) -> None:
+        self.space = space
+        self.parts = parts
+        self.work = work
+        self.dense_s = dense_s
+        self.limits = dict(limits)
+        self._measured_kl = {name: list(row) for name, row in atoms.kl.items()}
+        self.kl = dict(self._measured_kl)
+
+    def loss(self, values: Mapping[str, int | float]) -> float:
+        """Sum of what the single choices lose."""
+        return sum(row[int(values[name])] for name, row in self.kl.items() if name in values)
+
+    def expected(self, values: Values) -> Expected:
+        """What is expected of any candidate."""
+        return Expected(values, self.work.seconds(self.space.decode(values)), self.loss(values))
+
+    def front(self, points: int, kl: Mapping[str, Sequence[float]] | None = None) -> list[Expected]:
+        """The best choices at budgets evenly spaced in log seconds, fast to slow, over all shared combinations.
+
+        Args:
+            points: budgets for each combination.
+            kl: losses to believe in place of the knapsack's own.
+        """
+        found: list[Expected] = []
+        for number in range(len(self.parts.shared)):
+            errors, costs, kept = self._program(number, kl or self.kl)
+            for solution in front(errors, costs, "latency", points, self._limits(number)):
+                assert solution.options is not None
+                found.append(self._chosen(number, kept, solution.options))
+        return thinned(found)
+
+    def at(self, seconds: float, kl: Mapping[str, Sequence[float]] | None = None) -> Expected | None:
+        """The candidate with the least loss within some seconds; None where nothing is that fast."""
+        best: Expected | None = None
+        for number in range(len(self.parts.shared)):
+            errors, costs, kept = self._program(number, kl or self.kl)
+            limits = self._limits(number)
+            limits["latency"] = min(seconds, limits.get("latency", math.inf))
+            options = solve(errors, costs, limits).options
+            if options is not None:
+                made = self._chosen(number, kept, options)
+                best = made if best is None or made.loss < best.loss else best
+        return best
+
+    def learn_seconds(self, measured: Sequence[tuple[Plan, float]]) -> None:
+        """Fit the model of seconds to whole candidates."""
+        self.work = self.work.fit([plan for plan, _seconds in measured], [seconds for _plan, seconds in measured])
+
+    def learn_losses(self, measured: Sequence[tuple[Values, float]]) -> None:
+        """Correct the losses of single choices by what whole candidates lost, in nats.
+
+        A sum of losses stands for what it comes to by a power law, since what is lost in one place makes the others
+        lose more; the power is fitted first, then each choice's loss is corrected by what is left.
+        """
+        names = list(self._measured_kl)
+        rows = [self._measured_kl[name] for name in names]
+        whole = [(values, kl) for values, kl in measured if all(name in values for name in names) and kl > 0]
+        choices = [[int(values[name]) for name in names] for values, _kl in whole]
+        sums = [sum(row[level] for row, level in zip(rows, levels, strict=True)) for levels in choices]
+        usable = [i for i, total in enumerate(sums) if total > 0]
+        if not usable:
+            return
+        straight = unbent([sums[i] for i in usable], [whole[i][1] for i in usable])
+        doubts = [[LOSS_DOUBT * value for value in row] for row in rows]
+        corrected = refit(rows, doubts, [choices[i] for i in usable], straight, [LOSS_NOISE * v for v in straight])
+        self.kl = {
+            name: [max(0.1 * old, new) for old, new in zip(before, after, strict=True)]
+            for name, before, after in zip(names, rows, corrected, strict=True)
+        }
+
+    @cached_property
+    def _cells(self) -> list[tuple[Array, list[_Cell]]]:
+        """For each combination: features of the plan that leaves all parts as they are, and what options add."""
+        return [self._cells_under(shared) for shared in self.parts.shared]
+
+    def _cells_under(self, shared: Values) -> tuple[Array, list[_Cell]]:
+        rest = merged(self.parts.base, shared)
+        whole = self.work.features(self.space.decode(rest))
+        cells = []
+        for part in self.parts.parts:
+            plans = [self.space.decode(merged(rest, option)) for option in part.options]
+            more = np.array([self.work.features(plan) - whole for plan in plans])
+            removed = np.array([float(len(removed_blocks(plan, self.space.table))) for plan in plans])
+            cells.append(_Cell(part, more, removed))
+        return whole, cells
+
+    def _program(
+        self, number: int, kl: Mapping[str, Sequence[float]]
+    ) -> tuple[list[list[float]], dict[str, list[list[float]]], list[list[int]]]:
+        """Errors and costs of the options that are worth considering, and their numbers."""
+        whole, cells = self._cells[number]
+        base_s = float(whole @ self.work.fitted) / max(1, len(cells))
+        errors, seconds, removed, kept = [], [], [], []
+        for cell in cells:
+            lost = [sum(kl[name][int(level)] for name, level in option.items()) for option in cell.part.options]
+            takes = base_s + cell.more @ self.work.fitted
+            good = undominated(lost, [takes.tolist(), cell.removed.tolist()])
+            kept.append(good)
+            errors.append([lost[i] for i in good])
+            seconds.append([float(takes[i]) for i in good])
+            removed.append([float(cell.removed[i]) for i in good])
+        return errors, {"latency": seconds, "removed": removed}, kept
+
+    def _limits(self, number: int) -> dict[str, float]:
+        blocks = self.space.table.blocks
+        must_stay = math.ceil(len(blocks) * self.space.rules.blocks.keep_at_least - 1e-9)
+        return {**self.limits, "removed": float(len(blocks) - must_stay)}
+
+    def _chosen(self, number: int, kept: Sequence[Sequence[int]], options: Sequence[int]) -> Expected:
+        _whole, cells = self._cells[number]
+        chosen = [cell.part.options[good[o]] for cell, good, o in zip(cells, kept, options, strict=True)]
+        return self.expected(merged(self.parts.base, self.parts.shared[number], *chosen))
+
+
+def unbent(sums: Sequence[float], measured: Sequence[float]) -> list[float]:
+    """What sums of losses should be, by what whole candidates lose: ``measured ≈ a·sum^b``, solved for the sum.
+
+    Args:
+        sums: above 0.
+        measured: above 0.
+    """
+    x, y = np.log(sums), np.log(measured)
+    bend = 1.0
+    if len(sums) >= BEND_FROM and x.std() > 0:
+        bend = float(np.clip(((x - x.mean()) * (y - y.mean())).mean() / x.var(), *BENDS))
+    level = float((y - bend * x).mean())
+    return [float(value) for value in np.exp((y - level) / bend)]
+
+
+def thinned(candidates: Iterable[Expected]) -> list[Expected]:
+    """Those that no other beats in both seconds and loss, fast to slow."""
+    left: list[Expected] = []
+    for one in sorted(candidates, key=lambda e: (e.seconds, e.loss)):
+        if not left or one.loss < left[-1].loss:
+            left.append(one)
+    return left

@@ -1,0 +1,99 @@
+"""What a staged search knows before its first proposal: losses of single choices, seconds of plans, the program."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from autocompress.budgets import Budgets
+from autocompress.compressing.losses import losses
+from autocompress.front import fits
+from autocompress.pipeline import Workshop
+from autocompress.plan import Plan
+from autocompress.records import Origin, Trial
+from autocompress.searching.atoms import measure_atoms
+from autocompress.searching.controller import Controller
+from autocompress.searching.knapsack import Knapsack
+from autocompress.searching.mixed import limits_of
+from autocompress.searching.parts import parts_of
+from autocompress.searching.probe import Probe
+from autocompress.searching.staged import Clock, Judge, Staged, Teller
+from autocompress.searching.work import work_model
+from autocompress.space import SearchSpace, Values
+
+#: Share of the time that is left which measuring losses may take.
+LOSS_SHARE = 0.12
+
+#: Training samples that predictions are compared on.
+SAMPLES = 128
+
+
+def make_staged(
+    shop: Workshop,
+    space: SearchSpace,
+    probe: Probe,
+    budgets: Budgets,
+    trials: Sequence[Trial],
+    controller: Controller,
+    clock: Clock,
+    *,
+    seed: int,
+    teller: Teller,
+) -> Staged:
+    """Measure what single choices lose, and return who proposes.
+
+    Args:
+        shop: of the run.
+        space: with its recovery.
+        probe: of the run.
+        budgets: asked by the user; what they say of latency limits the program.
+        trials: finished evaluations.
+        controller: over `space.untrained()`.
+        clock: of the search.
+        seed: of all that is drawn.
+        teller: is told how far it is, and what was found.
+    """
+    untrained = controller.space
+    knapsack = None
+    if untrained.structure:
+        teller.stage("losses")
+        parts = parts_of(untrained)
+        atoms = measure_atoms(shop.bank, untrained, parts, SAMPLES, LOSS_SHARE * clock.left_s, teller.detail)
+        teller.say(f"losses of single choices: {atoms.measured} of {atoms.count} measured, the others estimated")
+        ratios = {fact.precision: fact.ratio for fact in probe.precisions if fact.ratio is not None}
+        work = work_model(shop.table, probe.dense_latency_s, ratios)
+        limits = limits_of(budgets, probe, space.rules.solve, shop.table)
+        knapsack = Knapsack(untrained, parts, atoms, work, limits, probe.dense_latency_s)
+
+    def lost(plans: Sequence[Plan]) -> Mapping[Plan, float]:
+        return losses(shop.bank, [plan for plan in plans if plan.learn is None], samples=SAMPLES)
+
+    maximize = shop.task.metric.maximize
+    speed = Budgets(max_latency_s=budgets.max_latency_s, min_speedup=budgets.min_speedup)
+    judge = Judge(maximize, lambda trial: fits(trial, speed, trial.quality or 0.0, maximize), lost)
+    return Staged(
+        space, knapsack, controller, judge, clock,
+        corners=list(corners(untrained, probe)), seed=seed, trials=trials, teller=teller,
+    )  # fmt: skip
+
+
+def corners(space: SearchSpace, probe: Probe) -> Iterator[tuple[Origin, Values]]:
+    """Uniform levels of everything in the fastest precision, middle ones first, and blocks dropped by depth."""
+    best = probe.fastest_precision
+    rules, blocks = space.rules, space.table.blocks
+    shares = sorted({*rules.groups.heads, *rules.groups.neurons, *rules.groups.channels} - {1.0}, reverse=True)
+    prunable = any(variable.name.startswith("keep:") for variable in space.structure)
+    found: list[tuple[Origin, Values]] = []
+    for share in shares if prunable else ():
+        found.append(("uniform", space.uniform(keep=share, precision=best)))
+    if not prunable:
+        ranks = sorted({r for rule in rules.layers for r in rule.rank} - {1.0}, reverse=True)
+        found += [("uniform", space.uniform(rank=rank, precision=best)) for rank in ranks]
+    if rules.blocks.remove and len(blocks) > 1:
+        found += [
+            ("seed", space.uniform(precision=best, removed=removed))
+            for removed in (blocks[(len(blocks) + 1) // 2 :], blocks[1::2])
+        ]
+    middle = len(found) // 2
+    yield from sorted(found, key=lambda item: abs(found.index(item) - middle))
+    for recipe in range(1, len(rules.learn)):
+        yield "seed", {**space.uniform(precision=best), "learn": recipe}

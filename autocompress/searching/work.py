@@ -1,0 +1,105 @@
+"""Seconds of plans from the work that they leave, fitted to whatever whole models were measured so far. No torch.
+
+Steers a search from its first candidates on, without timing anything by itself; is never shown as measured. Where there
+is time for a latency table, that knows more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.optimize
+from numpy.typing import NDArray
+
+from autocompress.layers import LayerTable
+from autocompress.plan import PRECISIONS, Plan, Precision, effective_layers, removed_blocks
+from autocompress.plan.check import lies_in, removed_layers
+
+Array = NDArray[np.float64]
+
+#: Shares of the dense model's seconds that are believed before anything else is measured to go into its call, its
+#: layers' calls, its blocks, and its heads; the rest goes into multiply-adds.
+BASE, CALLS, BLOCKS, HEADS = 0.03, 0.06, 0.04, 0.08
+
+#: Features beside multiply-adds.
+OTHERS = 4
+
+#: A multiply-add in any precision is believed to take at least this share of one in fp32.
+LEAST = 0.05
+
+#: Doubt of what is believed, as a share of it; and of any one measurement.
+DOUBT, NOISE = 0.6, 0.02
+
+
+@dataclass(frozen=True)
+class WorkModel:
+    """Seconds as a sum over features of a plan.
+
+    Attributes:
+        features: of a plan, ``(features,)``, none below 0.
+        believed: seconds per unit of each feature before anything is measured, ``(features,)``.
+        fitted: the same after `fit`.
+    """
+
+    features: Callable[[Plan], Array]
+    believed: Array
+    fitted: Array
+
+    def seconds(self, plan: Plan) -> float:
+        """Expected seconds per query."""
+        return float(self.features(plan) @ self.fitted)
+
+    def fit(self, plans: Sequence[Plan], seconds: Sequence[float]) -> WorkModel:
+        """The coefficients, none below 0, that explain what was measured and stay near what is believed.
+
+        The most likely ones under normal doubts: `DOUBT` of each coefficient, `NOISE` of each measurement, both
+        relative, so that ``min Σ ((x·θ - y) / (NOISE·y))² + Σ ((θ - θ₀) / (DOUBT·θ₀))²  s.t.  θ ≥ 0``.
+        """
+        measured = np.asarray(seconds, dtype=float)[:, None]
+        rows = np.array([self.features(plan) for plan in plans]).reshape(len(plans), len(self.believed))
+        left = np.vstack([rows * self.believed / (NOISE * measured), np.eye(len(self.believed)) / DOUBT])
+        right = np.repeat([1 / NOISE, 1 / DOUBT], [len(plans), len(self.believed)])
+        factors, _residual = scipy.optimize.nnls(left, right)
+        return WorkModel(self.features, self.believed, factors * self.believed)
+
+
+def work_model(table: LayerTable, dense_s: float, ratios: Mapping[Precision, float]) -> WorkModel:
+    """What is believed of a device before whole candidates are measured.
+
+    Args:
+        table: of the model.
+        dense_s: seconds of the dense model.
+        ratios: of each precision that the probe timed on all layers, to the dense model.
+    """
+
+    def features(plan: Plan) -> Array:
+        return work_features(plan, table)
+
+    dense = features(Plan())
+    shares = np.array([BASE, CALLS, BLOCKS, HEADS]) * (dense[:OTHERS] > 0)
+    work = 1 - shares.sum()
+    per_mac = work * dense_s / max(dense[OTHERS + PRECISIONS.index("fp32")], 1.0)
+    lighter = [max(LEAST, (ratios.get(precision, 1.0) - (1 - work)) / work) for precision in PRECISIONS]
+    believed = np.concatenate([shares * dense_s / np.maximum(dense[:OTHERS], 1.0), per_mac * np.array(lighter)])
+    return WorkModel(features, believed, believed)
+
+
+def work_features(plan: Plan, table: LayerTable) -> Array:
+    """One, calls of layers, blocks, heads, and multiply-adds in each precision of `PRECISIONS`."""
+    found = np.zeros(OTHERS + len(PRECISIONS))
+    found[0] = 1.0
+    for left in effective_layers(plan, table):
+        if left.removed or not left.layer.macs:
+            continue
+        dense_weights = np.prod(left.layer.weight_shape)
+        found[1] += 2 if left.factorize else 1
+        found[OTHERS + PRECISIONS.index(left.precision)] += left.layer.macs * left.weights / dense_weights
+    found[2] = len(table.blocks) - len(removed_blocks(plan, table))
+    lost = removed_layers(plan, table)
+    for group in table.groups:
+        if group.kind == "heads" and not lies_in(group, lost):
+            prune = plan.groups.get(group.name)
+            found[3] += prune.keep if prune else group.size
+    return found
