@@ -30,9 +30,11 @@ from autocompress.rules import SpaceRules, Strategy, load_space
 from autocompress.run import Run, make_budgets
 from autocompress.runtimes import model_file
 from autocompress.searching.controller import Sampler, check_sampler
+from autocompress.searching.local_runner import LocalRunner, check_workers
 from autocompress.searching.loop import Loop, references
 from autocompress.searching.mixed import dropped_precisions
 from autocompress.searching.probe import Probe, check_reachable, run_probe
+from autocompress.searching.runner import InProcess, Runner
 from autocompress.searching.status import Silent, Watcher
 from autocompress.space import SearchSpace, build_space, default_space
 from autocompress.survey import survey
@@ -61,6 +63,8 @@ def search(
     seed: int = 0,
     max_trials: int | None = None,
     bank_limit: str | int | None = None,
+    workers: int | None = None,
+    ray: str | None = None,
     watcher: Watcher | None = None,
     source: Mapping[str, Any] | None = None,
 ) -> Run:
@@ -81,6 +85,10 @@ def search(
         seed: of the sampler and of the recoveries.
         max_trials: candidates to evaluate at most.
         bank_limit: disk that intermediate results may take, such as "2GB", or bytes; may differ when resuming.
+        workers: processes that build, recover and score candidates, each with its share of the cores; they rest while
+            one is timed. 1 by default: all in this process. May differ when resuming.
+        ray: a Ray cluster that does so in their place: "host:port", "auto" (the one that runs here) or "local" (one is
+            started); `workers` are then tasks at a time, by default one per node. Latencies are still taken here.
         watcher: is told what happens.
         source: how the task was made, for `experiment.yaml`.
 
@@ -91,6 +99,7 @@ def search(
     """
     watcher = watcher or Silent()
     check_sampler(sampler, seed)
+    check_runner(workers, ray)
     seconds = budget if isinstance(budget, int | float) else parse_seconds(budget, "--budget")
     limit = parse_bytes(bank_limit) if isinstance(bank_limit, str) else bank_limit
     budgets = make_budgets(max_latency, min_speedup, max_drop, task.metric.points)
@@ -115,6 +124,8 @@ def search(
         "budget": str(budget) if isinstance(budget, str) else f"{budget:g}s",
         "max_trials": max_trials,
         "bank_limit": bank_limit,
+        "workers": workers,
+        "ray": ray,
         "out": str(root),
     }
     resolved = _resolved(task, rules, profile, table, budgets)
@@ -132,7 +143,8 @@ def search(
         dense_file = artifact_folder(root, Plan()) / model_file(profile.runtime)
         with closing(open_bench(profile, root / "inputs.npz", dense_file, table)) as bench:
             shop = open_workshop(root, task, table, profile, bench, bank_limit=limit)
-            _search(shop, full_space, budgets, asked, seconds, max_trials, state, watcher)
+            with closing(open_runner(shop, workers, ray)) as runner:
+                _search(shop, full_space, budgets, asked, seconds, max_trials, state, watcher, runner)
     run = Run(root)
     run.report()
     return run
@@ -147,6 +159,7 @@ def _search(
     max_trials: int | None,
     state: Mapping[str, Any],
     watcher: Watcher,
+    runner: Runner,
 ) -> None:
     root = shop.root
     overhead = {"search_s": state.get("search_s", 0.0), "controller_s": state.get("controller_s", 0.0)}
@@ -169,6 +182,7 @@ def _search(
         sampler=asked["sampler"],
         seed=asked["seed"],
         max_trials=max_trials,
+        runner=runner,
     )
     loop.announce("probe")
     loop.probe = _probe(shop, full_space, watcher)
@@ -184,6 +198,25 @@ def _search(
         root / "state.json",
         {"spent_s": loop.elapsed_s, **overhead, "finished": reason, "budget_s": seconds, "max_trials": max_trials},
     )
+
+
+def check_runner(workers: int | None, ray: str | None) -> None:
+    """Raise `ConfigError` for a number of workers that cannot be, or where Ray is asked for and not installed."""
+    if ray is not None:
+        from autocompress.searching.ray_runner import check_ray
+
+        check_ray(workers)
+    elif workers is not None:
+        check_workers(workers)
+
+
+def open_runner(shop: Workshop, workers: int | None, ray: str | None) -> Runner:
+    """Where candidates are evaluated."""
+    if ray is not None:
+        from autocompress.searching.ray_runner import RayRunner
+
+        return RayRunner(shop, ray, workers)
+    return LocalRunner(shop, workers) if workers and workers > 1 else InProcess(shop)
 
 
 def _probe(shop: Workshop, space: SearchSpace, watcher: Watcher) -> Probe:
