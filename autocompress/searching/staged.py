@@ -348,7 +348,7 @@ class Staged:
                     yield proposal
 
     def _anchors(self) -> list[Trial]:
-        """Structures at which settings are tuned: of those that lose least for their latency, a light and a middle one."""
+        """Structures at which settings are tuned: a light and a middle one of those that lose least for their latency."""
         pool = self._structures()
         losses = self._judge.lost([trial.plan for trial in pool])
         front: list[Trial] = []
