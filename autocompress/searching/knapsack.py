@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from autocompress.layers import Group
 from autocompress.plan import Plan, removed_blocks
 from autocompress.searching.atoms import Atoms
-from autocompress.searching.parts import Part, Parts, merged
+from autocompress.searching.parts import Part, Parts, merged, touched_layers
 from autocompress.searching.solve import front, refit, solve, undominated
 from autocompress.searching.work import WorkModel
 from autocompress.space import SearchSpace, Values
@@ -35,11 +36,13 @@ class Expected:
 
     Attributes:
         values: of its variables.
+        plan: what they mean.
         seconds: per query, expected.
         loss: sum of what its choices lose, in nats.
     """
 
     values: Values
+    plan: Plan
     seconds: float
     loss: float
 
@@ -101,7 +104,8 @@ class Knapsack:
 
     def expected(self, values: Values) -> Expected:
         """What is expected of any candidate."""
-        return Expected(values, self.work.seconds(self.space.decode(values)), self.loss(values))
+        plan = self.space.decode(values)
+        return Expected(values, plan, self.work.seconds(plan), self.loss(values))
 
     def front(self, points: int, kl: Mapping[str, Sequence[float]] | None = None) -> list[Expected]:
         """The best choices at budgets evenly spaced in log seconds, fast to slow, over all shared combinations.
@@ -167,14 +171,43 @@ class Knapsack:
     def _cells_under(self, shared: Values) -> tuple[Plan, list[_Cell]]:
         rest = merged(self.parts.base, shared)
         whole, cells = self.space.decode(rest), []
+        twins: dict[object, _Cell] = {}
         for part in self.parts.parts:
+            alike = self._alike(part, rest)
+            if alike in twins:
+                cells.append(replace(twins[alike], part=part))
+                continue
             plans = [self.space.decode(merged(rest, option)) for option in part.options]
             more = np.array([self.work.features(plan) - self.work.features(whole) for plan in plans])
             others = {
                 name: np.array([take(plan) - take(whole) for plan in plans]) for name, take in self._resources.items()
             }
-            cells.append(_Cell(part, more, others))
+            twins[alike] = _Cell(part, more, others)
+            cells.append(twins[alike])
         return whole, cells
+
+    def _alike(self, part: Part, rest: Values) -> object:
+        """Equal for parts whose options add the same: blocks at different depths."""
+        table, choices, order = self.space.table, self.space.choices, list(part.options[0])
+        touched = frozenset().union(*(touched_layers(name, self.space) for name in order))
+        layers = [layer for layer in table.layers if layer.name in touched]
+        scopes = {scope: i for i, scope in enumerate(dict.fromkeys(name.partition(":")[2] for name in order))}
+        offered = {la.name: choices[la.name] for la in layers if la.name in choices}
+        return (
+            tuple((name.partition(":")[0], scopes[name.partition(":")[2]], rest[name]) for name in order),
+            tuple(tuple(option.get(name) for name in order) for option in part.options),
+            tuple((la.kind, la.weight_shape, la.macs, la.params, la.groups, tuple(la.why_not)) for la in layers),
+            tuple((id(c.rule), c.precisions, scopes.get(c.scope)) for c in offered.values()),
+            tuple((group.kind, group.size, rest.get(f"keep:{group.name}")) for group in self._groups(touched)),
+        )
+
+    def _groups(self, touched: frozenset[str]) -> list[Group]:
+        """Counted groups that make or read structures of some layers."""
+        return [
+            group
+            for group in self.space.table.groups
+            if not touched.isdisjoint(item.name for item in (*group.producers, *group.consumers))
+        ]
 
     def _program(
         self, number: int, kl: Mapping[str, Sequence[float]]

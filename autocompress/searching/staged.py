@@ -27,6 +27,12 @@ UNTRAINED_SHARE = 0.45
 #: Candidates that were measured since the tables were last corrected by them.
 REFIT_EVERY = 6
 
+#: The same once the front that the program expects is measured: it then changes little.
+REFINED_EVERY = 18
+
+#: The front, and so many of the last candidates, correct the tables.
+MOST_LEARNED = 200
+
 #: Uniform levels that are measured before the program's own choices.
 FIRST = 2
 
@@ -139,7 +145,8 @@ class Staged:
         self._corners = list(corners)
         self._seed = seed
         self._teller = teller
-        self._trials = {trial.fingerprint: trial for trial in trials}
+        self._trials: dict[str, Trial] = {}
+        self._dense: float | None = None
         self._values: dict[str, Values] = {}
         self._left_s = math.inf
         self._fresh = 0
@@ -147,7 +154,8 @@ class Staged:
         self._tuner = Tuner(space.recovery, seed)
         self._flow = self._stages()
         for trial in trials:
-            values = controller.values(trial.proposal)
+            self._keep(trial)
+            values = controller.values(trial)
             if trial.rung == 0 and values is not None:
                 self._values[trial.fingerprint] = values
 
@@ -162,10 +170,17 @@ class Staged:
 
     def tell(self, number: int, trial: Trial) -> None:
         """Learn the outcome of a proposal."""
-        self._trials[trial.fingerprint] = trial
+        self._keep(trial)
         self._fresh += trial.measured
-        if trial.rung == 0 and number != NO_PROPOSAL:
+        if number != NO_PROPOSAL:
             self._controller.tell(number, trial)
+        elif trial.rung == 0:
+            self._controller.add(self._values[trial.fingerprint], trial)
+
+    def _keep(self, trial: Trial) -> None:
+        self._trials[trial.fingerprint] = trial
+        if self._dense is None and trial.quality is not None and trial.plan == Plan():
+            self._dense = trial.quality
 
     def _stages(self) -> Iterator[Proposal]:
         if self.knapsack is not None:
@@ -193,7 +208,7 @@ class Staged:
         corners, gains = self._corners[FIRST:], [math.inf]
         turn = 0
         while self._time_for_untrained(share) and not (self.space.steps and self._stagnates(gains)):
-            if self._fresh >= REFIT_EVERY:
+            if self._fresh >= (REFINED_EVERY if turn else REFIT_EVERY):
                 front = self._corrected_front(knapsack)
             before = self._volume()
             needed = self._most_needed(front)
@@ -225,9 +240,10 @@ class Staged:
 
     def _corrected_front(self, knapsack: Knapsack) -> list[Expected]:
         """Correct the tables by what was measured, and solve for the front."""
-        measured = [trial for trial in self._trials.values() if trial.measured and trial.rung == 0]
+        every = [trial for trial in self._trials.values() if trial.measured and trial.rung == 0]
+        measured = [*self._front(), *every[-MOST_LEARNED:]]
         knapsack.learn_seconds([(trial.plan, knapsack.dense_s * _own_ratio(trial)) for trial in measured])
-        known = [trial for trial in measured if trial.fingerprint in self._values]
+        known = [t for t in {t.fingerprint: t for t in measured}.values() if t.fingerprint in self._values]
         kls = self._judge.lost([trial.plan for trial in known])
         knapsack.learn_losses(
             [(self._values[trial.fingerprint], kls[trial.plan]) for trial in known if trial.plan in kls]
@@ -239,11 +255,11 @@ class Staged:
         """Of the expected front, the new one furthest in log seconds from all that was measured."""
         assert self.knapsack is not None
         spots = [
-            math.log(self.knapsack.work.seconds(trial.plan))
+            math.log(_own_ratio(trial) * self.knapsack.dense_s)
             for trial in self._trials.values()
             if trial.measured and trial.rung == 0
         ]
-        left = [one for one in front if self._plan(one.values).fingerprint not in self._trials]
+        left = [one for one in front if one.plan.fingerprint not in self._trials]
         if not left:
             return None
         return max(left, key=lambda one: min((abs(math.log(one.seconds) - spot) for spot in spots), default=math.inf))
@@ -281,9 +297,11 @@ class Staged:
             one, other = self._moved(parent, -1), None
             if one is not None:
                 other = self._moved(one, 1)
-            if other is None or self._plan(other).fingerprint in self._trials:
+            if other is None:
                 continue
             found = knapsack.expected(other)
+            if found.plan.fingerprint in self._trials:
+                continue
             worth = found.loss * math.exp(abs(found.seconds / seconds - 1) / SAME)
             if best is None or worth < best[0]:
                 best = (worth, other)
@@ -316,7 +334,10 @@ class Staged:
 
     def _sampled(self, _knapsack: Knapsack) -> Proposal | None:
         proposal = self._controller.ask()
-        return None if proposal is None else self._noted(proposal)
+        values = None if proposal is None else self._controller.asked(proposal.number)
+        if proposal is not None and values is not None:
+            self._values[proposal.plan.fingerprint] = values
+        return proposal
 
     # Recovery
 
@@ -348,7 +369,7 @@ class Staged:
                     yield proposal
 
     def _anchors(self) -> list[Trial]:
-        """Structures at which settings are tuned: a light and a middle one of those that lose least for their latency."""
+        """Structures at which settings are tuned: a light and a middle one that lose least for their latency."""
         pool = self._structures()
         losses = self._judge.lost([trial.plan for trial in pool])
         front: list[Trial] = []
@@ -494,18 +515,12 @@ class Staged:
             yield proposal
 
     def _proposal(self, values: Values, origin: Origin) -> Proposal | None:
-        """Rung 0 of some values, by way of the controller, so that its sampler learns from it."""
-        if self._plan(values).fingerprint in self._trials:
+        """Rung 0 of some values; None where it is known."""
+        plan = self._plan(values)
+        if plan.fingerprint in self._trials:
             return None
-        self._controller.enqueue(values, origin, again=True)
-        proposal = self._controller.ask()
-        return None if proposal is None else self._noted(proposal)
-
-    def _noted(self, proposal: Proposal) -> Proposal:
-        values = self._controller.values(proposal.number)
-        if values is not None:
-            self._values[proposal.plan.fingerprint] = values
-        return proposal
+        self._values[plan.fingerprint] = dict(values)
+        return Proposal(NO_PROPOSAL, plan, origin)
 
     def _front(self) -> list[Trial]:
         """Non-dominated candidates without recovery, fast to slow."""
@@ -517,7 +532,7 @@ class Staged:
         return left
 
     def _volume(self) -> float:
-        points = [(math.log(_ratio(trial)), self._drop(trial)) for trial in self._trials.values() if trial.measured]
+        points = [(math.log(_ratio(trial)), self._drop(trial)) for trial in self._front()]
         return hypervolume(points, self._reference(), [False, False])
 
     def _reference(self) -> tuple[float, float]:
@@ -526,8 +541,9 @@ class Staged:
         return latency, abs(quality - dense)
 
     def _dense_quality(self) -> float:
-        dense = [t.quality for t in self._trials.values() if t.plan == Plan() and t.quality is not None]
-        return dense[0] if dense else max((t.quality or 0.0 for t in self._trials.values()), default=0.0)
+        if self._dense is not None:
+            return self._dense
+        return max((trial.quality or 0.0 for trial in self._trials.values()), default=0.0)
 
     def _drop(self, trial: Trial) -> float:
         assert trial.quality is not None

@@ -204,7 +204,7 @@ def _search_some(
             if proposal is None:
                 return
             trial = evaluator(proposal.plan, proposal.origin, proposal.number)
-            known[trial.fingerprint] = {**parent, **proposer.values(proposal.number)}
+            known[trial.fingerprint] = {**parent, **proposer.asked(proposal.number)}
             proposer.tell(proposal.number, trial)
 
 
