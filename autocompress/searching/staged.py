@@ -51,6 +51,9 @@ SPREAD = 0.5
 #: Refinements in a row that add less than this share of the hypervolume end them, where recovery waits.
 PATIENCE, LITTLE = 10, 0.002
 
+#: What counts as no loss.
+NOTHING = 1e-6
+
 #: Number that stands for "no proposal of the controller".
 NO_PROPOSAL = -1
 
@@ -100,13 +103,11 @@ class Judge:
 
     Attributes:
         maximize: whether more quality is better.
-        fits: whether a trial is fast enough to be worth recovering.
-        lost: KL to the dense model of some untrained plans, on the samples that the tables are of.
+        fits: whether a trial is fast and small enough to be worth recovering.
     """
 
     maximize: bool
     fits: Callable[[Trial], bool]
-    lost: Callable[[Sequence[Plan]], Mapping[Plan, float]]
 
 
 class Staged:
@@ -244,10 +245,7 @@ class Staged:
         measured = [*self._front(), *every[-MOST_LEARNED:]]
         knapsack.learn_seconds([(trial.plan, knapsack.dense_s * _own_ratio(trial)) for trial in measured])
         known = [t for t in {t.fingerprint: t for t in measured}.values() if t.fingerprint in self._values]
-        kls = self._judge.lost([trial.plan for trial in known])
-        knapsack.learn_losses(
-            [(self._values[trial.fingerprint], kls[trial.plan]) for trial in known if trial.plan in kls]
-        )
+        knapsack.learn_losses([(self._values[trial.fingerprint], self._loss(trial)) for trial in known])
         self._fresh = 0
         return knapsack.front(POINTS)
 
@@ -370,11 +368,9 @@ class Staged:
 
     def _anchors(self) -> list[Trial]:
         """Structures at which settings are tuned: a light and a middle one that lose least for their latency."""
-        pool = self._structures()
-        losses = self._judge.lost([trial.plan for trial in pool])
-        front: list[Trial] = []
+        pool, front = self._structures(), list[Trial]()
         for trial in pool:
-            if trial.plan in losses and (not front or losses[trial.plan] < losses[front[-1].plan]):
+            if not front or self._loss(trial) < self._loss(front[-1]):
                 front.append(trial)
         return [front[place] for place in dict.fromkeys([len(front) // 5, len(front) // 2])] if front else pool[:1]
 
@@ -463,16 +459,13 @@ class Staged:
         pool = [trial for trial in self._structures() if _structure(trial.plan) not in recovered]
         if not pool:
             return None
-        every = self._judge.lost([*(t.plan for t in pool), *(_structure(t.plan) for t in recovered.values())])
-        seen = [(every[plan], self._drop(trial)) for plan, trial in recovered.items() if plan in every]
+        before = {t.fingerprint: t for t in self._structures()}
+        seen = [(before[p.fingerprint], trial) for p, trial in recovered.items() if p.fingerprint in before]
         if not seen:
             return pool[len(pool) // 2]
-        model = Recovered(tuple(loss for loss, _drop in seen), tuple(drop for _loss, drop in seen))
-        offered = {
-            trial.fingerprint: (math.log(_ratio(trial)), model.drop(every[trial.plan]))
-            for trial in pool
-            if trial.plan in every
-        }
+        losses, drops = [self._loss(one) for one, _trial in seen], [self._drop(trial) for _one, trial in seen]
+        model = Recovered(tuple(losses), tuple(drops))
+        offered = {t.fingerprint: (math.log(_ratio(t)), model.drop(self._loss(t))) for t in pool}
         known = [(math.log(_ratio(t)), self._drop(t)) for t in self._trials.values() if self._worth(t)]
         best = most_gained(offered, known, self._reference())
         return None if best is None else self._trials[best]
@@ -549,12 +542,21 @@ class Staged:
         assert trial.quality is not None
         return (self._dense_quality() - trial.quality) * (1 if self._judge.maximize else -1)
 
+    def _loss(self, trial: Trial) -> float:
+        """How far the predictions are from the dense model's; where nobody looked, how much worse they are."""
+        if trial.divergence is not None:
+            return max(trial.divergence, NOTHING)
+        quality, dense = trial.quality or 0.0, self._dense_quality()
+        if not self._judge.maximize and quality > 0 and dense > 0:
+            return max(math.log(quality / dense), NOTHING)
+        return max(self._drop(trial), NOTHING)
+
     def _goodness(self, trial: Trial) -> float:
         return -self._drop(trial)
 
 
 #: Pairs of moves that a switch chooses from, and the difference in seconds, as a share, that it should keep within.
-SWITCHES, SAME = 40, 0.01
+SWITCHES, SAME = 12, 0.01
 
 #: Share of the recovery's time by which the first rung is done, where there are more.
 FIRST_RUNG_SHARE = 0.6
