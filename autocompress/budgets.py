@@ -30,14 +30,14 @@ def parse_seconds(text: str, flag: str, bare: str = "") -> float:
     return float(match.group(1)) * _SECONDS[unit]
 
 
-def parse_bytes(text: str, flag: str = "--bank-limit") -> int:
-    """Bytes in a text such as ``500MB``, ``2GB`` or ``1.5GiB``.
+def parse_bytes(text: str, flag: str = "--bank-limit", bare: str = "") -> int:
+    """Bytes in a text such as ``500MB``, ``2GB`` or ``1.5GiB``; `bare` is the unit of a plain number.
 
     Raises:
         ConfigError: naming the flag and what would be right.
     """
-    match = re.fullmatch(_NUMBER + r"\s*([a-z]+)", str(text).strip().lower())
-    size = float(match.group(1)) * _BYTES.get(match.group(2), 0) if match else 0
+    match = re.fullmatch(_NUMBER + r"\s*([a-z]*)", str(text).strip().lower())
+    size = float(match.group(1)) * _BYTES.get(match.group(2) or bare, 0) if match else 0
     if size < 1:
         raise ConfigError(f"{flag} must be a size above 0 such as 500MB, 2GB or 1.5GiB, but got {text!r}")
     return int(size)
@@ -95,11 +95,13 @@ class Budgets:
         max_latency_s: upper end of the latency's interval.
         min_speedup: against the fastest dense fp32 setting, at the upper end of the ratio's interval.
         max_drop: of the validation quality.
+        max_size_bytes: of the file.
     """
 
     max_latency_s: float | None = None
     min_speedup: float | None = None
     max_drop: Drop | None = None
+    max_size_bytes: int | None = None
 
     def __bool__(self) -> bool:
         """Whether anything is asked."""
@@ -117,6 +119,8 @@ class Budgets:
         if self.max_drop is not None:
             over = self.max_drop.lost(trial.quality, quality_dense, maximize) - self.max_drop.amount
             result["drop"] = over if over > ROUNDING else min(over, 0.0)
+        if self.max_size_bytes is not None and trial.artifact is not None:
+            result["size"] = trial.artifact.size_bytes / self.max_size_bytes - 1
         return result
 
     def sentences(self) -> Iterator[str]:
@@ -127,6 +131,8 @@ class Budgets:
             yield f"at least {self.min_speedup:g}x faster than the fastest dense fp32"
         if self.max_drop is not None:
             yield f"loses at most {self.max_drop} of validation quality"
+        if self.max_size_bytes is not None:
+            yield f"takes at most {self.max_size_bytes / 1e6:.4g} MB"
 
     def lacks(self, trial: Trial, quality_dense: float, maximize: bool) -> list[str]:
         """What keeps a trial from fitting, in words."""
@@ -147,6 +153,10 @@ class Budgets:
             lost = self.max_drop.lost(trial.quality, quality_dense, maximize)
             shown = f"{lost * 100:.3g} %" if self.max_drop.relative else f"{lost * self.max_drop.points:.2f} points"
             words.append(f"it loses {shown} on validation, {self.max_drop} allowed")
+        if over.get("size", 0) > 0 and self.max_size_bytes and trial.artifact:
+            words.append(
+                f"its file takes {trial.artifact.size_bytes / 1e6:.3g} MB, {self.max_size_bytes / 1e6:.3g} MB allowed"
+            )
         return words
 
 

@@ -26,6 +26,7 @@ Column = Annotated[str | None, typer.Option()]
 BankLimit = Annotated[str | None, typer.Option(help="disk for intermediate results, such as 2GB")]
 MaxLatency = Annotated[str | None, typer.Option(help="such as 5ms")]
 MinSpeedup = Annotated[str | None, typer.Option(help="such as 2x, against the fastest dense fp32 setting")]
+MaxSize = Annotated[str | None, typer.Option(help="largest file, such as 5MB")]
 MaxDrop = Annotated[str | None, typer.Option(help="such as 1pt (points) or 1% (relative), on validation")]
 
 
@@ -44,6 +45,7 @@ def search(
     max_latency: MaxLatency = None,
     min_speedup: MinSpeedup = None,
     max_drop: MaxDrop = None,
+    max_size: MaxSize = None,
     out: Annotated[str | None, typer.Option(help="run folder [runs/TASK]")] = None,
     strategy: Annotated[
         str | None, typer.Option(help="staged, joint (one Optuna study over everything) or solve [the space's]")
@@ -81,6 +83,7 @@ def search(
             max_latency=settings.max_latency,
             min_speedup=settings.min_speedup,
             max_drop=settings.max_drop,
+            max_size=settings.max_size,
             strategy=settings.strategy,  # type: ignore[arg-type]
             sampler=settings.sampler,  # type: ignore[arg-type]
             seed=settings.seed,
@@ -194,6 +197,7 @@ def pick(
     max_latency: MaxLatency = None,
     min_speedup: MinSpeedup = None,
     max_drop: MaxDrop = None,
+    max_size: MaxSize = None,
     fingerprint: Annotated[str | None, typer.Option(help="one candidate, instead of budgets")] = None,
     formats: Annotated[
         str | None, typer.Option("--format", help="onnx, openvino, pt2, transformers: one or several [as graded]")
@@ -203,7 +207,7 @@ def pick(
     from autocompress.run import Run
 
     wanted = [item.strip() for item in (formats or "").split(",") if item.strip()]
-    picked = Run.open(run).pick(out, max_latency, min_speedup, max_drop, fingerprint, formats=wanted)
+    picked = Run.open(run).pick(out, max_latency, min_speedup, max_drop, max_size, fingerprint, formats=wanted)
     figures = picked.figures
     print(f"{figures['fingerprint']}: {figures['what']}")
     print(

@@ -31,6 +31,7 @@ class Experiment(BaseModel):
     max_latency: str | None = None
     min_speedup: str | None = None
     max_drop: str | None = None
+    max_size: str | None = None
     out: str | None = None
     strategy: str | None = None
     sampler: str = "auto"

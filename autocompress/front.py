@@ -95,7 +95,7 @@ class Front:
     def choose(self, budgets: Budgets) -> Trial:
         """The trial that answers a request, by validation.
 
-        With a latency or speed-up asked, the best quality that keeps it; with only a drop asked, the fastest.
+        With a drop but no latency or speed-up asked, the fastest; otherwise the best quality.
 
         Raises:
             NothingFitsError: with the nearest miss and what it lacks.
@@ -105,7 +105,8 @@ class Front:
         quality_dense = _quality(self.dense)
         fitting = [t for t in self.measured if fits(t, budgets, quality_dense, self.maximize)]
         if fitting:
-            by_speed = budgets.max_latency_s is None and budgets.min_speedup is None
+            slow = budgets.max_latency_s is None and budgets.min_speedup is None
+            by_speed = slow and budgets.max_drop is not None
             return min(fitting, key=_ratio) if by_speed else max(fitting, key=self._goodness)
         nearest = self.nearest_miss(budgets)
         lacks = "; ".join(budgets.lacks(nearest, quality_dense, self.maximize))

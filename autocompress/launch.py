@@ -58,6 +58,7 @@ def search(
     max_latency: str | float | None = None,
     min_speedup: str | float | None = None,
     max_drop: str | None = None,
+    max_size: str | int | None = None,
     strategy: Strategy | None = None,
     sampler: Sampler = "auto",
     seed: int = 0,
@@ -79,6 +80,7 @@ def search(
         max_latency: such as "5ms": candidates over it are kept apart as infeasible.
         min_speedup: such as "2x", against the fastest dense fp32 setting.
         max_drop: such as "1pt" (absolute) or "1%" (relative).
+        max_size: of the file, such as "5MB", or bytes.
         strategy: "staged" (solve, refine, then recover), "joint" (one Optuna study over everything), or "solve" (bits
             alone); by default what the space says.
         sampler: "auto" (multivariate TPE), "tpe", "nsga2", "nsga3", "gp" or "random".
@@ -102,7 +104,7 @@ def search(
     check_runner(workers, ray)
     seconds = budget if isinstance(budget, int | float) else parse_seconds(budget, "--budget")
     limit = parse_bytes(bank_limit) if isinstance(bank_limit, str) else bank_limit
-    budgets = make_budgets(max_latency, min_speedup, max_drop, task.metric.points)
+    budgets = make_budgets(max_latency, min_speedup, max_drop, task.metric.points, max_size)
     if task.student is not None:
         raise ConfigError("search compresses the task's model; a student of its own is for autocompress.compress")
     profile = load_profile(hardware)
@@ -118,6 +120,7 @@ def search(
         "max_latency": max_latency,
         "min_speedup": min_speedup,
         "max_drop": max_drop,
+        "max_size": max_size,
         "strategy": strategy,
         "sampler": sampler,
         "seed": seed,
@@ -321,7 +324,7 @@ def _refuse_another(run: Run, asked: Mapping[str, Any], resolved: Mapping[str, A
     before = run.experiment
     differences = [
         f"{key}: {before.get(key)!r} there, {asked[key]!r} now"
-        for key in ("max_latency", "min_speedup", "max_drop", "strategy", "sampler", "seed")
+        for key in ("max_latency", "min_speedup", "max_drop", "max_size", "strategy", "sampler", "seed")
         if before.get(key) != asked[key] and _has_results(run.folder)
     ]
     for key, meaning in (

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 from numpy.typing import NDArray
+from scipy.special import log_softmax
 from torch import nn
 
 from autocompress.compressing.bank import Bank
@@ -376,6 +377,12 @@ def score_artifact(artifact: Artifact, shop: Workshop, examples: Examples, query
     if metric.per_sample is not None and len(examples) > 1:
         stderr = float(metric.per_sample(outputs, targets).std(ddof=1) / np.sqrt(len(examples)))
     return Score(value, stderr, answer)
+
+
+def divergence(dense: NDArray[Any], outputs: NDArray[Any]) -> float:
+    """Mean KL(dense ‖ other) of two sets of logits ``(n, classes)``, in nats; never below 0."""
+    log_p, log_q = (log_softmax(logits.astype(np.float64), axis=-1) for logits in (dense, outputs))
+    return max(0.0, float((np.exp(log_p) * (log_p - log_q)).sum(axis=-1).mean()))
 
 
 def measure_again(trial: Trial, shop: Workshop) -> Latency:

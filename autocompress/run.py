@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from autocompress.budgets import Budgets, parse_drop, parse_seconds, parse_speedup
+from autocompress.budgets import Budgets, parse_bytes, parse_drop, parse_seconds, parse_speedup
 from autocompress.elsewhere import MEASURED, read_elsewhere
 from autocompress.errors import ConfigError, near
 from autocompress.front import Front, front_entries
@@ -86,6 +86,7 @@ class Run:
         max_latency: str | float | None = None,
         min_speedup: str | float | None = None,
         max_drop: str | None = None,
+        max_size: str | int | None = None,
         fingerprint: str | None = None,
         *,
         formats: Sequence[str] = (),
@@ -97,15 +98,16 @@ class Run:
             max_latency: such as "5ms", or seconds.
             min_speedup: such as "2x", against the fastest dense fp32.
             max_drop: such as "1pt" or "1%".
+            max_size: of the file, such as "5MB".
             fingerprint: of one candidate, instead of budgets.
             formats: files to write, of `pick.FORMATS`; the graded one where left out.
 
         Raises:
             NothingFitsError: with the nearest miss and what it lacks.
         """
-        budgets = make_budgets(max_latency, min_speedup, max_drop, self.experiment["resolved"]["points"])
+        budgets = make_budgets(max_latency, min_speedup, max_drop, self.experiment["resolved"]["points"], max_size)
         if not budgets and not fingerprint:
-            raise ConfigError("say what to pick: --max-latency, --min-speedup, --max-drop or --fingerprint")
+            raise ConfigError("say what to pick: --max-latency, --min-speedup, --max-drop, --max-size or --fingerprint")
         trial = self._by_fingerprint(fingerprint) if fingerprint else self.front.choose(budgets)
         return write_pick(
             trial, self.front, self.folder, Path(out), self.experiment, list(budgets.sentences()), formats
@@ -178,6 +180,7 @@ def make_budgets(
     min_speedup: str | float | None = None,
     max_drop: str | None = None,
     points: float = 100.0,
+    max_size: str | int | None = None,
 ) -> Budgets:
     """Budgets from what a user writes; raises `ConfigError` naming the flag. `points` per unit of the metric."""
     latency = max_latency if isinstance(max_latency, float | int) else None
@@ -185,6 +188,7 @@ def make_budgets(
         max_latency_s=latency or (parse_seconds(str(max_latency), "--max-latency") if max_latency else None),
         min_speedup=parse_speedup(str(min_speedup)) if min_speedup else None,
         max_drop=parse_drop(max_drop, points=points) if max_drop else None,
+        max_size_bytes=parse_bytes(str(max_size), "--max-size", bare="b") if max_size else None,
     )
 
 
@@ -194,4 +198,5 @@ def _budgets_from(experiment: Mapping[str, Any]) -> Budgets:
         experiment.get("min_speedup"),
         experiment.get("max_drop"),
         experiment["resolved"]["points"],
+        experiment.get("max_size"),
     )

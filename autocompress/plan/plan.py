@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -135,7 +136,7 @@ class Plan:
         """Hash of the fingerprint, since mappings have none."""
         return hash(self.fingerprint)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """16 hexadecimal digits, the same in every process."""
         text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))

@@ -19,7 +19,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 from optuna.samplers import BaseSampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from autocompress.errors import ConfigError, near
 from autocompress.plan import Plan
@@ -34,6 +34,9 @@ POPULATION = 24
 
 #: Recoveries from which a tuner models instead of drawing, and importances are told.
 LEAST_TRIED = 4
+
+#: Name under which the journal keeps the plan of a trial that was added.
+PLAN = "plan"
 
 #: Proposals in a row that were all evaluated before, after which the space counts as exhausted.
 MAX_REPEATS = 200
@@ -105,8 +108,12 @@ class Controller:
                 directions=["minimize", "maximize" if maximize else "minimize"],
                 load_if_exists=True,
             )
-        self._study.sampler = make_sampler(sampler, seed + len(self._study.trials), workers)
+        self._study.sampler = make_sampler(sampler, seed + self.proposals, workers)
         self._known = {trial.fingerprint: trial for trial in trials}
+        self._spent = [sum(trial.seconds.values()) for trial in trials if trial.measured]
+        self._values: dict[int | str, Values] = {}
+        for known in self._study.get_trials(deepcopy=False):
+            self._values[known.user_attrs.get(PLAN, known.number)] = dict(known.params)
         self._settle(trials)
 
     def _settle(self, trials: Sequence[Trial]) -> None:
@@ -125,31 +132,49 @@ class Controller:
         if trial is None:
             self.enqueue(values, origin, again=True)
         elif trial.measured:
-            self._study.add_trial(
-                optuna.trial.create_trial(
-                    params=values,
-                    distributions=self._distributions,
-                    values=_objectives(trial),
-                    constraints=dict(self._violations(trial)),
-                )
-            )
+            self._study.add_trial(self._finished(values, trial))
+
+    def _finished(self, values: Values, trial: Trial, notes: Mapping[str, str] | None = None) -> FrozenTrial:
+        return optuna.trial.create_trial(
+            params=dict(values),
+            distributions=self._distributions,
+            values=_objectives(trial),
+            user_attrs=dict(notes or {}),
+            constraints=dict(self._violations(trial)),
+        )
 
     @property
     def proposals(self) -> int:
         """Number of proposals so far."""
-        return len(self._study.trials)
+        return len(self._study.get_trials(deepcopy=False))
 
     def enqueue(self, values: Values, origin: Origin, again: bool = False) -> None:
         """Propose these values next, in the order of the calls; a repetition changes nothing, unless `again`."""
         with storage_errors(self._journal):
             self._study.enqueue_trial(values, user_attrs={"origin": origin}, skip_if_exists=not again)
 
-    def values(self, number: int) -> Values | None:
-        """The values of a proposal; None where there is no such, or not whole."""
-        if not 0 <= number < len(self._study.trials):
-            return None
-        params = self._study.get_trials(deepcopy=False)[number].params
-        return dict(params) if set(params) == set(self._distributions) else None
+    def values(self, trial: Trial) -> Values | None:
+        """The values that a trial answers, asked or added; None where there are none, or not whole."""
+        found = self._values.get(trial.fingerprint) or self._values.get(trial.proposal, {})
+        return found if set(found) == set(self._distributions) else None
+
+    def asked(self, number: int) -> Values | None:
+        """The values of a proposal."""
+        return self._values.get(number)
+
+    def add(self, values: Values, trial: Trial) -> None:
+        """Learn of a trial that was not asked for here; in one line of the journal, where a proposal takes dozens.
+
+        A genetic sampler makes no parent of it; see `enqueue`.
+        """
+        if self._known.get(trial.fingerprint) is None and trial.measured:
+            with storage_errors(self._journal):
+                self._study.add_trial(self._finished(values, trial, {PLAN: trial.fingerprint}))
+        self._known[trial.fingerprint] = trial
+        self._values[trial.fingerprint] = dict(values)
+        self._spent += [sum(trial.seconds.values())] if trial.measured else []
+        for each in self._under_way.pop(trial.fingerprint, ()):
+            self._tell(each, trial)
 
     def ask(self, left_s: float = math.inf) -> Proposal | None:
         """The next plan that was not proposed before; None when the space seems exhausted, or the time is.
@@ -159,12 +184,13 @@ class Controller:
         Args:
             left_s: seconds that the next candidate may take.
         """
-        if left_s < typical_seconds(self._known.values()):
+        if self._spent and left_s < sum(self._spent) / len(self._spent):
             return None
         for _ in range(MAX_REPEATS):
             with storage_errors(self._journal):
                 asked = self._study.ask(self._distributions)
             self._asked[asked.number] = asked
+            self._values[asked.number] = dict(asked.params)
             plan = self.space.decode(asked.params, self._seed)
             origin: Origin = asked.user_attrs.get("origin", "sampled")
             known = self._known.get(plan.fingerprint)
@@ -180,6 +206,7 @@ class Controller:
     def tell(self, number: int, trial: Trial) -> None:
         """Learn the outcome of a proposal; a trial without figures counts as failed."""
         self._known[trial.fingerprint] = trial
+        self._spent += [sum(trial.seconds.values())] if trial.measured else []
         for each in dict.fromkeys([number, *self._under_way.pop(trial.fingerprint, ())]):
             self._tell(each, trial)
 

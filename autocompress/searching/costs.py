@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from autocompress.errors import AutocompressError, StorageError
-from autocompress.layers import Layer, LayerTable
+from autocompress.layers import LayerTable
 from autocompress.pipeline import Workshop, build_into
-from autocompress.plan import INT4_GROUP, LayerPlan, Plan, Precision
+from autocompress.plan import INT4_GROUP, EffectiveLayer, LayerPlan, Plan, Precision, effective_layers
 from autocompress.records import write_json
 from autocompress.searching.probe import Probe
 
@@ -156,15 +156,16 @@ def weight_bytes(plan: Plan, table: LayerTable) -> float:
 
     Fewer bits within a precision count here, though the file's integers are no shorter for it.
     """
-    return sum(_layer_bytes(layer, plan.layers.get(layer.name, LayerPlan())) for layer in table.layers)
+    return sum(_layer_bytes(left) for left in effective_layers(plan, table) if not left.removed)
 
 
-def _layer_bytes(layer: Layer, settings: LayerPlan) -> float:
-    weights, quantize = math.prod(layer.weight_shape), settings.quantize
-    rest = 4.0 * (layer.params - weights)
+def _layer_bytes(left: EffectiveLayer) -> float:
+    layer, weights, quantize = left.layer, left.weights, left.quantize
+    rest = 4.0 * (layer.params - math.prod(layer.weight_shape)) * left.shape[0] / layer.weight_shape[0]
     if quantize is None:
         return 4.0 * weights + rest
-    columns = weights // layer.weight_shape[0]
-    scales = {"fp16": 0, "fp8": 1, "int4-weights": layer.weight_shape[0] * math.ceil(columns / INT4_GROUP)}
-    count = scales.get(quantize.precision, layer.weight_shape[0] if quantize.granularity == "channel" else 1)
+    rows = left.shape[0] + (left.rank or 0)
+    columns = weights // left.shape[0]
+    scales = {"fp16": 0, "fp8": 1, "int4-weights": left.shape[0] * math.ceil(columns / INT4_GROUP)}
+    count = scales.get(quantize.precision, rows if quantize.granularity == "channel" else 1)
     return weights * quantize.bits / 8 + 4.0 * count + rest

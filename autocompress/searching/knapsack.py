@@ -6,16 +6,17 @@ What whole candidates were measured to lose and to take corrects both, and the p
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from autocompress.layers import Group
 from autocompress.plan import Plan, removed_blocks
 from autocompress.searching.atoms import Atoms
-from autocompress.searching.parts import Part, Parts, merged
+from autocompress.searching.parts import Part, Parts, merged, touched_layers
 from autocompress.searching.solve import front, refit, solve, undominated
 from autocompress.searching.work import WorkModel
 from autocompress.space import SearchSpace, Values
@@ -35,22 +36,34 @@ class Expected:
 
     Attributes:
         values: of its variables.
+        plan: what they mean.
         seconds: per query, expected.
         loss: sum of what its choices lose, in nats.
     """
 
     values: Values
+    plan: Plan
     seconds: float
     loss: float
 
 
 @dataclass(frozen=True)
 class _Cell:
-    """The options of one part under one combination of shared values: what they add to the features of a plan."""
+    """The options of one part under one combination of shared values: what they add to a plan.
+
+    Attributes:
+        part: whose options.
+        more: to the features of seconds, ``(options, features)``.
+        others: to each other resource, ``(options,)``.
+    """
 
     part: Part
     more: Array
-    removed: Array
+    others: Mapping[str, Array]
+
+
+#: What a plan takes of something beside seconds.
+Resource = Callable[[Plan], float]
 
 
 class Knapsack:
@@ -61,8 +74,9 @@ class Knapsack:
         parts: of the space.
         atoms: losses of single choices.
         work: seconds of plans.
-        limits: largest seconds, under "latency".
+        limits: largest seconds, under "latency", and largest totals of other resources by name.
         dense_s: seconds of the dense model.
+        resources: what else is limited, by name.
     """
 
     def __init__(
@@ -73,12 +87,14 @@ class Knapsack:
         work: WorkModel,
         limits: Mapping[str, float],
         dense_s: float,
+        resources: Mapping[str, Resource] | None = None,
     ) -> None:
         self.space = space
         self.parts = parts
         self.work = work
         self.dense_s = dense_s
-        self.limits = dict(limits)
+        self.limits = {**limits, "removed": float(_most_removed(space))}
+        self._resources: dict[str, Resource] = {"removed": self._removed, **(resources or {})}
         self._measured_kl = {name: list(row) for name, row in atoms.kl.items()}
         self.kl = dict(self._measured_kl)
 
@@ -88,7 +104,8 @@ class Knapsack:
 
     def expected(self, values: Values) -> Expected:
         """What is expected of any candidate."""
-        return Expected(values, self.work.seconds(self.space.decode(values)), self.loss(values))
+        plan = self.space.decode(values)
+        return Expected(values, plan, self.work.seconds(plan), self.loss(values))
 
     def front(self, points: int, kl: Mapping[str, Sequence[float]] | None = None) -> list[Expected]:
         """The best choices at budgets evenly spaced in log seconds, fast to slow, over all shared combinations.
@@ -100,7 +117,7 @@ class Knapsack:
         found: list[Expected] = []
         for number in range(len(self.parts.shared)):
             errors, costs, kept = self._program(number, kl or self.kl)
-            for solution in front(errors, costs, "latency", points, self._limits(number)):
+            for solution in front(errors, costs, "latency", points, self.limits):
                 assert solution.options is not None
                 found.append(self._chosen(number, kept, solution.options))
         return thinned(found)
@@ -110,8 +127,7 @@ class Knapsack:
         best: Expected | None = None
         for number in range(len(self.parts.shared)):
             errors, costs, kept = self._program(number, kl or self.kl)
-            limits = self._limits(number)
-            limits["latency"] = min(seconds, limits.get("latency", math.inf))
+            limits = {**self.limits, "latency": min(seconds, self.limits.get("latency", math.inf))}
             options = solve(errors, costs, limits).options
             if options is not None:
                 made = self._chosen(number, kept, options)
@@ -145,47 +161,85 @@ class Knapsack:
         }
 
     @cached_property
-    def _cells(self) -> list[tuple[Array, list[_Cell]]]:
-        """For each combination: features of the plan that leaves all parts as they are, and what options add."""
+    def _cells(self) -> list[tuple[Plan, list[_Cell]]]:
+        """For each combination: the plan that leaves all parts as they are, and what options add to it."""
         return [self._cells_under(shared) for shared in self.parts.shared]
 
-    def _cells_under(self, shared: Values) -> tuple[Array, list[_Cell]]:
+    def _removed(self, plan: Plan) -> float:
+        return float(len(removed_blocks(plan, self.space.table)))
+
+    def _cells_under(self, shared: Values) -> tuple[Plan, list[_Cell]]:
         rest = merged(self.parts.base, shared)
-        whole = self.work.features(self.space.decode(rest))
-        cells = []
+        whole, cells = self.space.decode(rest), []
+        twins: dict[object, _Cell] = {}
         for part in self.parts.parts:
+            alike = self._alike(part, rest)
+            if alike in twins:
+                cells.append(replace(twins[alike], part=part))
+                continue
             plans = [self.space.decode(merged(rest, option)) for option in part.options]
-            more = np.array([self.work.features(plan) - whole for plan in plans])
-            removed = np.array([float(len(removed_blocks(plan, self.space.table))) for plan in plans])
-            cells.append(_Cell(part, more, removed))
+            more = np.array([self.work.features(plan) - self.work.features(whole) for plan in plans])
+            others = {
+                name: np.array([take(plan) - take(whole) for plan in plans]) for name, take in self._resources.items()
+            }
+            twins[alike] = _Cell(part, more, others)
+            cells.append(twins[alike])
         return whole, cells
+
+    def _alike(self, part: Part, rest: Values) -> object:
+        """Equal for parts whose options add the same: blocks at different depths."""
+        table, choices, order = self.space.table, self.space.choices, list(part.options[0])
+        touched = frozenset().union(*(touched_layers(name, self.space) for name in order))
+        layers = [layer for layer in table.layers if layer.name in touched]
+        scopes = {scope: i for i, scope in enumerate(dict.fromkeys(name.partition(":")[2] for name in order))}
+        offered = {la.name: choices[la.name] for la in layers if la.name in choices}
+        return (
+            tuple((name.partition(":")[0], scopes[name.partition(":")[2]], rest[name]) for name in order),
+            tuple(tuple(option.get(name) for name in order) for option in part.options),
+            tuple((la.kind, la.weight_shape, la.macs, la.params, la.groups, tuple(la.why_not)) for la in layers),
+            tuple((id(c.rule), c.precisions, scopes.get(c.scope)) for c in offered.values()),
+            tuple((group.kind, group.size, rest.get(f"keep:{group.name}")) for group in self._groups(touched)),
+        )
+
+    def _groups(self, touched: frozenset[str]) -> list[Group]:
+        """Counted groups that make or read structures of some layers."""
+        return [
+            group
+            for group in self.space.table.groups
+            if not touched.isdisjoint(item.name for item in (*group.producers, *group.consumers))
+        ]
 
     def _program(
         self, number: int, kl: Mapping[str, Sequence[float]]
     ) -> tuple[list[list[float]], dict[str, list[list[float]]], list[list[int]]]:
         """Errors and costs of the options that are worth considering, and their numbers."""
         whole, cells = self._cells[number]
-        base_s = float(whole @ self.work.fitted) / max(1, len(cells))
-        errors, seconds, removed, kept = [], [], [], []
+        shares = {name: take(whole) / max(1, len(cells)) for name, take in self._resources.items()}
+        shares["latency"] = self.work.seconds(whole) / max(1, len(cells))
+        errors: list[list[float]] = []
+        costs: dict[str, list[list[float]]] = {name: [] for name in shares}
+        kept: list[list[int]] = []
         for cell in cells:
             lost = [sum(kl[name][int(level)] for name, level in option.items()) for option in cell.part.options]
-            takes = base_s + cell.more @ self.work.fitted
-            good = undominated(lost, [takes.tolist(), cell.removed.tolist()])
+            more = {**cell.others, "latency": cell.more @ self.work.fitted}
+            takes = {name: (share + more[name]).tolist() for name, share in shares.items()}
+            good = undominated(lost, [takes[name] for name in shares])
             kept.append(good)
             errors.append([lost[i] for i in good])
-            seconds.append([float(takes[i]) for i in good])
-            removed.append([float(cell.removed[i]) for i in good])
-        return errors, {"latency": seconds, "removed": removed}, kept
-
-    def _limits(self, number: int) -> dict[str, float]:
-        blocks = self.space.table.blocks
-        must_stay = math.ceil(len(blocks) * self.space.rules.blocks.keep_at_least - 1e-9)
-        return {**self.limits, "removed": float(len(blocks) - must_stay)}
+            for name in shares:
+                costs[name].append([takes[name][i] for i in good])
+        return errors, costs, kept
 
     def _chosen(self, number: int, kept: Sequence[Sequence[int]], options: Sequence[int]) -> Expected:
         _whole, cells = self._cells[number]
         chosen = [cell.part.options[good[o]] for cell, good, o in zip(cells, kept, options, strict=True)]
         return self.expected(merged(self.parts.base, self.parts.shared[number], *chosen))
+
+
+def _most_removed(space: SearchSpace) -> int:
+    """Blocks that a plan of the space may remove."""
+    blocks = space.table.blocks
+    return len(blocks) - math.ceil(len(blocks) * space.rules.blocks.keep_at_least - 1e-9)
 
 
 def unbent(sums: Sequence[float], measured: Sequence[float]) -> list[float]:

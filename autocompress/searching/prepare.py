@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from autocompress.budgets import Budgets
-from autocompress.compressing.losses import losses
 from autocompress.front import fits
 from autocompress.pipeline import Workshop
 from autocompress.plan import Plan
 from autocompress.records import Origin, Trial
 from autocompress.searching.atoms import measure_atoms
 from autocompress.searching.controller import Controller
+from autocompress.searching.costs import weight_bytes
 from autocompress.searching.knapsack import Knapsack
-from autocompress.searching.mixed import limits_of
+from autocompress.searching.mixed import MARGIN, limits_of
 from autocompress.searching.parts import parts_of
 from autocompress.searching.probe import Probe
 from autocompress.searching.staged import Clock, Judge, Staged, Teller
@@ -61,15 +62,16 @@ def make_staged(
         teller.say(f"losses of single choices: {atoms.measured} of {atoms.count} measured, the others estimated")
         ratios = {fact.precision: fact.ratio for fact in probe.precisions if fact.ratio is not None}
         work = work_model(shop.table, probe.dense_latency_s, ratios)
-        limits = limits_of(budgets, probe, space.rules.solve, shop.table)
-        knapsack = Knapsack(untrained, parts, atoms, work, limits, probe.dense_latency_s)
-
-    def lost(plans: Sequence[Plan]) -> Mapping[Plan, float]:
-        return losses(shop.bank, [plan for plan in plans if plan.learn is None], samples=SAMPLES)
+        limits, resources = limits_of(budgets, probe, space.rules.solve, shop.table), {}
+        if budgets.max_size_bytes is not None:
+            resources["size"] = lambda plan: weight_bytes(plan, shop.table)
+            beside = max(0.0, shop.bench.dense.path.stat().st_size - weight_bytes(Plan(), shop.table))
+            limits["size"] = budgets.max_size_bytes * (1 - MARGIN) - beside
+        knapsack = Knapsack(untrained, parts, atoms, work, limits, probe.dense_latency_s, resources)
 
     maximize = shop.task.metric.maximize
-    speed = Budgets(max_latency_s=budgets.max_latency_s, min_speedup=budgets.min_speedup)
-    judge = Judge(maximize, lambda trial: fits(trial, speed, trial.quality or 0.0, maximize), lost)
+    speed = replace(budgets, max_drop=None)  # recovery may still win quality back, and nothing else
+    judge = Judge(maximize, lambda trial: fits(trial, speed, trial.quality or 0.0, maximize))
     return Staged(
         space, knapsack, controller, judge, clock,
         corners=list(corners(untrained, probe)), seed=seed, trials=trials, teller=teller,

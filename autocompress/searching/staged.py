@@ -27,6 +27,12 @@ UNTRAINED_SHARE = 0.45
 #: Candidates that were measured since the tables were last corrected by them.
 REFIT_EVERY = 6
 
+#: The same once the front that the program expects is measured: it then changes little.
+REFINED_EVERY = 18
+
+#: The front, and so many of the last candidates, correct the tables.
+MOST_LEARNED = 200
+
 #: Uniform levels that are measured before the program's own choices.
 FIRST = 2
 
@@ -44,6 +50,9 @@ SPREAD = 0.5
 
 #: Refinements in a row that add less than this share of the hypervolume end them, where recovery waits.
 PATIENCE, LITTLE = 10, 0.002
+
+#: What counts as no loss.
+NOTHING = 1e-6
 
 #: Number that stands for "no proposal of the controller".
 NO_PROPOSAL = -1
@@ -94,13 +103,11 @@ class Judge:
 
     Attributes:
         maximize: whether more quality is better.
-        fits: whether a trial is fast enough to be worth recovering.
-        lost: KL to the dense model of some untrained plans, on the samples that the tables are of.
+        fits: whether a trial is fast and small enough to be worth recovering.
     """
 
     maximize: bool
     fits: Callable[[Trial], bool]
-    lost: Callable[[Sequence[Plan]], Mapping[Plan, float]]
 
 
 class Staged:
@@ -139,7 +146,8 @@ class Staged:
         self._corners = list(corners)
         self._seed = seed
         self._teller = teller
-        self._trials = {trial.fingerprint: trial for trial in trials}
+        self._trials: dict[str, Trial] = {}
+        self._dense: float | None = None
         self._under_way: dict[str, Proposal] = {}
         self._values: dict[str, Values] = {}
         self._left_s = math.inf
@@ -148,7 +156,8 @@ class Staged:
         self._tuner = Tuner(space.recovery, seed)
         self._flow = self._stages()
         for trial in trials:
-            values = controller.values(trial.proposal)
+            self._keep(trial)
+            values = controller.values(trial)
             if trial.rung == 0 and values is not None:
                 self._values[trial.fingerprint] = values
 
@@ -168,11 +177,18 @@ class Staged:
 
     def tell(self, number: int, trial: Trial) -> None:
         """Learn the outcome of a proposal."""
-        self._trials[trial.fingerprint] = trial
+        self._keep(trial)
         self._under_way.pop(trial.fingerprint, None)
         self._fresh += trial.measured
-        if trial.rung == 0 and number != NO_PROPOSAL:
+        if number != NO_PROPOSAL:
             self._controller.tell(number, trial)
+        elif trial.rung == 0:
+            self._controller.add(self._values[trial.fingerprint], trial)
+
+    def _keep(self, trial: Trial) -> None:
+        self._trials[trial.fingerprint] = trial
+        if self._dense is None and trial.quality is not None and trial.plan == Plan():
+            self._dense = trial.quality
 
     def _settled(self) -> Iterator[None]:
         """Nothing to propose until all that is under way is told."""
@@ -209,7 +225,7 @@ class Staged:
         corners, gains = self._corners[FIRST:], [math.inf]
         turn = 0
         while self._time_for_untrained(share) and not (self.space.steps and self._stagnates(gains)):
-            if self._fresh >= REFIT_EVERY:
+            if self._fresh >= (REFINED_EVERY if turn else REFIT_EVERY):
                 front = self._corrected_front(knapsack)
             before = self._volume()
             needed = self._most_needed(front)
@@ -243,23 +259,25 @@ class Staged:
 
     def _corrected_front(self, knapsack: Knapsack) -> list[Expected]:
         """Correct the tables by what was measured, and solve for the front."""
-        measured = [trial for trial in self._trials.values() if trial.measured and trial.rung == 0]
+        every = [trial for trial in self._trials.values() if trial.measured and trial.rung == 0]
+        measured = [*self._front(), *every[-MOST_LEARNED:]]
         knapsack.learn_seconds([(trial.plan, knapsack.dense_s * _own_ratio(trial)) for trial in measured])
-        known = [trial for trial in measured if trial.fingerprint in self._values]
-        kls = self._judge.lost([trial.plan for trial in known])
-        knapsack.learn_losses(
-            [(self._values[trial.fingerprint], kls[trial.plan]) for trial in known if trial.plan in kls]
-        )
+        known = [t for t in {t.fingerprint: t for t in measured}.values() if t.fingerprint in self._values]
+        knapsack.learn_losses([(self._values[trial.fingerprint], self._loss(trial)) for trial in known])
         self._fresh = 0
         return knapsack.front(POINTS)
 
     def _most_needed(self, front: Sequence[Expected]) -> Expected | None:
         """Of the expected front, the new one furthest in log seconds from all that was measured, or is about to be."""
         assert self.knapsack is not None
-        plans = [trial.plan for trial in self._trials.values() if trial.measured and trial.rung == 0]
-        plans += [proposal.plan for proposal in self._under_way.values() if proposal.rung == 0]
-        spots = [math.log(self.knapsack.work.seconds(plan)) for plan in plans]
-        left = [one for one in front if not self._proposed(self._plan(one.values))]
+        spots = [
+            math.log(_own_ratio(trial) * self.knapsack.dense_s)
+            for trial in self._trials.values()
+            if trial.measured and trial.rung == 0
+        ]
+        begun = [proposal.plan for proposal in self._under_way.values() if proposal.rung == 0]
+        spots += [math.log(self.knapsack.work.seconds(plan)) for plan in begun]
+        left = [one for one in front if not self._proposed(one.plan)]
         if not left:
             return None
         return max(left, key=lambda one: min((abs(math.log(one.seconds) - spot) for spot in spots), default=math.inf))
@@ -297,9 +315,11 @@ class Staged:
             one, other = self._moved(parent, -1), None
             if one is not None:
                 other = self._moved(one, 1)
-            if other is None or self._proposed(self._plan(other)):
+            if other is None:
                 continue
             found = knapsack.expected(other)
+            if self._proposed(found.plan):
+                continue
             worth = found.loss * math.exp(abs(found.seconds / seconds - 1) / SAME)
             if best is None or worth < best[0]:
                 best = (worth, other)
@@ -332,7 +352,12 @@ class Staged:
 
     def _sampled(self, _knapsack: Knapsack) -> Proposal | None:
         proposal = self._controller.ask()
-        return None if proposal is None else self._noted(proposal)
+        if proposal is not None and proposal.plan.fingerprint in self._under_way:
+            return None  # the controller hears of it when it is told
+        values = None if proposal is None else self._controller.asked(proposal.number)
+        if proposal is not None and values is not None:
+            self._values[proposal.plan.fingerprint] = values
+        return proposal
 
     # Recovery
 
@@ -365,12 +390,10 @@ class Staged:
                     yield proposal
 
     def _anchors(self) -> list[Trial]:
-        """Structures at which settings are tuned: of those that lose least for their latency, a light and a middle one."""
-        pool = self._structures()
-        losses = self._judge.lost([trial.plan for trial in pool])
-        front: list[Trial] = []
+        """Structures at which settings are tuned: a light and a middle one that lose least for their latency."""
+        pool, front = self._structures(), list[Trial]()
         for trial in pool:
-            if trial.plan in losses and (not front or losses[trial.plan] < losses[front[-1].plan]):
+            if not front or self._loss(trial) < self._loss(front[-1]):
                 front.append(trial)
         return [front[place] for place in dict.fromkeys([len(front) // 5, len(front) // 2])] if front else pool[:1]
 
@@ -460,16 +483,13 @@ class Staged:
         pool = [trial for trial in self._structures() if _structure(trial.plan) not in {*recovered, *begun}]
         if not pool:
             return None
-        every = self._judge.lost([*(t.plan for t in pool), *(_structure(t.plan) for t in recovered.values())])
-        seen = [(every[plan], self._drop(trial)) for plan, trial in recovered.items() if plan in every]
+        before = {t.fingerprint: t for t in self._structures()}
+        seen = [(before[p.fingerprint], trial) for p, trial in recovered.items() if p.fingerprint in before]
         if not seen:
             return pool[len(pool) // 2]
-        model = Recovered(tuple(loss for loss, _drop in seen), tuple(drop for _loss, drop in seen))
-        offered = {
-            trial.fingerprint: (math.log(_ratio(trial)), model.drop(every[trial.plan]))
-            for trial in pool
-            if trial.plan in every
-        }
+        losses, drops = [self._loss(one) for one, _trial in seen], [self._drop(trial) for _one, trial in seen]
+        model = Recovered(tuple(losses), tuple(drops))
+        offered = {t.fingerprint: (math.log(_ratio(t)), model.drop(self._loss(t))) for t in pool}
         known = [(math.log(_ratio(t)), self._drop(t)) for t in self._trials.values() if self._worth(t)]
         best = most_gained(offered, known, self._reference())
         return None if best is None else self._trials[best]
@@ -512,18 +532,12 @@ class Staged:
             yield proposal
 
     def _proposal(self, values: Values, origin: Origin) -> Proposal | None:
-        """Rung 0 of some values, by way of the controller, so that its sampler learns from it."""
-        if self._proposed(self._plan(values)):
+        """Rung 0 of some values; None where it is known or under way."""
+        plan = self._plan(values)
+        if self._proposed(plan):
             return None
-        self._controller.enqueue(values, origin, again=True)
-        proposal = self._controller.ask()
-        return None if proposal is None else self._noted(proposal)
-
-    def _noted(self, proposal: Proposal) -> Proposal:
-        values = self._controller.values(proposal.number)
-        if values is not None:
-            self._values[proposal.plan.fingerprint] = values
-        return proposal
+        self._values[plan.fingerprint] = dict(values)
+        return Proposal(NO_PROPOSAL, plan, origin)
 
     def _front(self) -> list[Trial]:
         """Non-dominated candidates without recovery, fast to slow."""
@@ -535,7 +549,7 @@ class Staged:
         return left
 
     def _volume(self) -> float:
-        points = [(math.log(_ratio(trial)), self._drop(trial)) for trial in self._trials.values() if trial.measured]
+        points = [(math.log(_ratio(trial)), self._drop(trial)) for trial in self._front()]
         return hypervolume(points, self._reference(), [False, False])
 
     def _reference(self) -> tuple[float, float]:
@@ -544,19 +558,29 @@ class Staged:
         return latency, abs(quality - dense)
 
     def _dense_quality(self) -> float:
-        dense = [t.quality for t in self._trials.values() if t.plan == Plan() and t.quality is not None]
-        return dense[0] if dense else max((t.quality or 0.0 for t in self._trials.values()), default=0.0)
+        if self._dense is not None:
+            return self._dense
+        return max((trial.quality or 0.0 for trial in self._trials.values()), default=0.0)
 
     def _drop(self, trial: Trial) -> float:
         assert trial.quality is not None
         return (self._dense_quality() - trial.quality) * (1 if self._judge.maximize else -1)
+
+    def _loss(self, trial: Trial) -> float:
+        """How far the predictions are from the dense model's; where nobody looked, how much worse they are."""
+        if trial.divergence is not None:
+            return max(trial.divergence, NOTHING)
+        quality, dense = trial.quality or 0.0, self._dense_quality()
+        if not self._judge.maximize and quality > 0 and dense > 0:
+            return max(math.log(quality / dense), NOTHING)
+        return max(self._drop(trial), NOTHING)
 
     def _goodness(self, trial: Trial) -> float:
         return -self._drop(trial)
 
 
 #: Pairs of moves that a switch chooses from, and the difference in seconds, as a share, that it should keep within.
-SWITCHES, SAME = 40, 0.01
+SWITCHES, SAME = 12, 0.01
 
 #: Share of the recovery's time by which the first rung is done, where there are more.
 FIRST_RUNG_SHARE = 0.6
