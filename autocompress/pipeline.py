@@ -158,7 +158,7 @@ def evaluate(plan: Plan, shop: Workshop, number: int = 0, rung: int = 0) -> Tria
 
     Only a full disk and an interrupt end the search; whatever else goes wrong belongs to the candidate.
     """
-    return measured(make(plan, shop, rung), shop).replace(number=number)
+    return measured(make(plan, shop, rung), shop.root, shop.bench).replace(number=number)
 
 
 def make(plan: Plan, shop: Workshop, rung: int = 0) -> Made:
@@ -176,16 +176,16 @@ def make(plan: Plan, shop: Workshop, rung: int = 0) -> Made:
     return Made(trial.replace(artifact=artifact, quality=score.value, quality_stderr=score.stderr), score.answer)
 
 
-def measured(made: Made, shop: Workshop) -> Trial:
+def measured(made: Made, root: Path, bench: AnyBench) -> Trial:
     """Time what was made: what only the process that owns the device may do."""
     trial, clock = made.trial, _Clock(dict(made.trial.seconds))
     if trial.artifact is None or made.answer is None:
         return trial
-    path = shop.root / trial.artifact.path
+    path = root / trial.artifact.path
     try:
         with clock.stage("measure"):
-            outputs = shop.bench.outputs(path)
-            latency = shop.bench.measure(path)
+            outputs = bench.outputs(path)
+            latency = bench.measure(path)
         if outputs is not None:  # what is timed is what is graded
             check_deviation(path, outputs, made.answer, SAME)
     except StorageError:

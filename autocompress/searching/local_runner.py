@@ -103,7 +103,7 @@ class LocalRunner:
                 self._hear(busy[heard])  # type: ignore[index]
         proposal, made = self._made.popleft()
         with at_rest(self.pids):
-            return proposal, measured(made, self._shop)
+            return proposal, measured(made, self._shop.root, self._shop.bench)
 
     def close(self) -> None:
         """End the processes."""

@@ -114,13 +114,14 @@ class Loop:
         begun = time.perf_counter()
         self.announce("search")
         self.evaluate_references()
-        reason = self._search(self._proposer())
+        reason = self._search(self.proposer())
         self.announce("finalists")
         self._grade_finalists()
         self.search_s += time.perf_counter() - begun
         return reason
 
-    def _proposer(self) -> Proposer:
+    def proposer(self) -> Proposer:
+        """Who says what is evaluated, by the space's strategy."""
         assert self.probe is not None
         if self.space.rules.strategy == "solve":
             begun, left_s = time.perf_counter(), self.budget_s - self.elapsed_s

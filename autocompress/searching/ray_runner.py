@@ -140,7 +140,7 @@ class RayRunner:
         brought = self._fetch(ready, proposal)
         write_files(self._shop.root, brought.files)
         with resting(self._kit):
-            return proposal, measured(brought.made, self._shop)
+            return proposal, measured(brought.made, self._shop.root, self._shop.bench)
 
     def _fetch(self, ready: Any, proposal: Proposal) -> Brought:
         try:
