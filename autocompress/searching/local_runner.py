@@ -33,6 +33,9 @@ LOG = "workers.log"
 #: Times that a candidate is begun whose process died: the first death may be another program's doing.
 TRIES = 2
 
+#: Seconds that a process which closed its connection may take to end.
+DIES_S = 5.0
+
 
 def check_workers(workers: int) -> None:
     """Raise `ConfigError` for more processes than cores, or fewer than one."""
@@ -50,9 +53,11 @@ class Worker:
     ready: bool = False
     proposal: Proposal | None = None
 
-    def end(self) -> int:
-        """End the process, with all that it started; returns its exit code."""
+    def end(self, patience_s: float = 0.0) -> int:
+        """End the process, with all that it started, unless it ends by itself; returns its exit code."""
         self.connection.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self.process.wait(patience_s)
         with contextlib.suppress(psutil.NoSuchProcess):
             for child in psutil.Process(self.process.pid).children(recursive=True):
                 child.kill()
@@ -116,7 +121,7 @@ class LocalRunner:
         free = [worker for worker in self._crew if worker.proposal is None]
         worker = free[0] if free else self._start()
         worker.proposal = proposal
-        with contextlib.suppress(BrokenPipeError):  # it died idle: heard of like any other death
+        with contextlib.suppress(ConnectionError):  # it died idle: heard of like any other death
             worker.connection.send((proposal.plan, proposal.rung))
 
     def _start(self) -> Worker:
@@ -131,7 +136,7 @@ class LocalRunner:
             )
         worker = Worker(process, ours, place)
         self._crew.append(worker)
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(ConnectionError):
             ours.send(sys.path)
             ours.send_bytes(self._kit)
         return worker
@@ -153,7 +158,7 @@ class LocalRunner:
 
     def _bury(self, worker: Worker) -> None:
         """Of a process that died: try its candidate once more, or give it up."""
-        proposal, code = worker.proposal, worker.end()
+        proposal, code = worker.proposal, worker.end(DIES_S)
         self._crew.remove(worker)
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         if not self._proven:

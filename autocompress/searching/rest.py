@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,10 @@ import psutil
 from autocompress.errors import MeasureError
 
 GATE = "gate"
+
+#: States in which a process computes nothing, and seconds that reaching them may take.
+STILL = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP, psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+STOPS_S = 1.0
 
 
 @contextlib.contextmanager
@@ -30,6 +35,7 @@ def at_rest(pids: Iterable[int]) -> Iterator[None]:
     try:
         for pid in pids:
             _suspend(pid, resting)
+        _wait(resting)
         yield
     finally:
         for process in reversed(resting):
@@ -52,6 +58,15 @@ def _suspend(pid: int, resting: list[psutil.Process]) -> None:
             f"process {pid} works on this machine for another user and cannot rest while the device is timed; run both "
             "as one user"
         ) from None
+
+
+def _wait(resting: Iterable[psutil.Process]) -> None:
+    """Until all of them have stopped; the kernel takes a moment where a thread is in it."""
+    end = time.monotonic() + STOPS_S
+    for process in resting:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            while process.status() not in STILL and time.monotonic() < end:
+                time.sleep(0.001)
 
 
 @contextlib.contextmanager
