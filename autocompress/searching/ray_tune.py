@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +210,8 @@ class PlanSearcher(Searcher):
     def save(self, checkpoint_path: str) -> None:
         """Write which proposals are under way; all else is in the run folder."""
         under_way = {
-            trial: {**asdict(proposal), "plan": proposal.plan.to_json()} for trial, proposal in self._under_way.items()
+            trial: {"number": one.number, "plan": one.plan.to_json(), "origin": one.origin, "rung": one.rung}
+            for trial, one in self._under_way.items()
         }
         write_json(Path(checkpoint_path), under_way)
 
