@@ -241,9 +241,10 @@ class Staged:
     def _corrected_front(self, knapsack: Knapsack) -> list[Expected]:
         """Correct the tables by what was measured, and solve for the front."""
         every = [trial for trial in self._trials.values() if trial.measured and trial.rung == 0]
-        measured = [*self._front(), *every[-MOST_LEARNED:]]
+        found = {trial.fingerprint: trial for trial in [*self._front(), *every[-MOST_LEARNED:]]}
+        measured = [trial for trial in found.values() if trial.plan.learn is None]  # what is learned says no shapes
         knapsack.learn_seconds([(trial.plan, knapsack.dense_s * _own_ratio(trial)) for trial in measured])
-        known = [t for t in {t.fingerprint: t for t in measured}.values() if t.fingerprint in self._values]
+        known = [trial for trial in measured if trial.fingerprint in self._values]
         kls = self._judge.lost([trial.plan for trial in known])
         knapsack.learn_losses(
             [(self._values[trial.fingerprint], kls[trial.plan]) for trial in known if trial.plan in kls]
