@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from autocompress.layers import LayerTable
 from autocompress.space import SearchSpace, Values, Variable
@@ -53,7 +54,7 @@ class Parts:
     parts: tuple[Part, ...]
     shared: tuple[Values, ...]
 
-    @property
+    @cached_property
     def chosen(self) -> frozenset[str]:
         """Variables that the program decides on."""
         options = itertools.chain(self.shared, *(part.options for part in self.parts))
