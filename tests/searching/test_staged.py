@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import math
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 import pytest
@@ -52,11 +53,13 @@ class World:
         }
         believed = work_model(space.table, 0.01, {"int8": 0.5}).believed
         self.device = believed * draw.uniform(0.6, 1.6, len(believed))
-        self.trials, self.fails = [], lambda _plan: False
+        self.ratios, self.trials, self.fails = {}, [], lambda _plan: False
 
+    @cached_property
     def every(self):
         """All plans without recovery, with what each loses: sums, bent, with interactions."""
-        names, levels = zip(*((v.name, range(len(v.levels))) for v in self.untrained.structure), strict=True)
+        names = [v.name for v in self.untrained.structure]
+        levels = [range(len(v.levels)) for v in self.untrained.structure]
         sums = {}
         for values in itertools.product(*levels):
             plan = self.untrained.decode(dict(zip(names, values, strict=True)))
@@ -68,15 +71,17 @@ class World:
         }
 
     def lost(self, plans):
-        known = self.__dict__.setdefault("known", self.every() if self.untrained.structure else {Plan(): 0.0})
-        return {plan: known[structure(plan)] for plan in plans if structure(plan) in known}
+        known = [(plan, self.every.get(structure(plan))) for plan in plans if plan.learn is None]
+        return {plan: loss for plan, loss in known if loss is not None}
 
     def ratio(self, plan):
-        dense = work_features(Plan(), self.space.table) @ self.device
-        return float(work_features(structure(plan), self.space.table) @ self.device / dense)
+        if structure(plan) not in self.ratios:
+            seconds = [float(work_features(one, self.space.table) @ self.device) for one in (structure(plan), Plan())]
+            self.ratios[structure(plan)] = seconds[0] / seconds[1]
+        return self.ratios[structure(plan)]
 
     def quality(self, plan):
-        drop = 0.3 * (1 - math.exp(-self.lost([plan])[structure(plan)]))
+        drop = 0.3 * (1 - math.exp(-self.every[structure(plan)]))
         if plan.distill:
             off = abs(math.log(plan.distill.learning_rate / BEST_RATE))
             drop *= (0.3 + 0.1 * off) * (10 / plan.distill.steps) ** 0.25
@@ -158,7 +163,7 @@ def plans(trials):
 def test_the_true_front_is_nearly_reached_and_faster_than_by_chance(world, journal, seed, maximize):
     """Oracle: the hypervolume of all 168 plans; as many plans drawn at random, the mean of 20 draws."""
     made = world(STRUCTURE, seed=seed, maximize=maximize)
-    every = list(made.every())
+    every = list(made.every)
     assert len(every) == 12 * 12 + 2 * 12
     trials = made.follow(made.staged(journal), most=40)
     draw = np.random.default_rng(0)
@@ -188,7 +193,7 @@ def test_a_small_space_is_exhausted_without_repetition(world, journal):
     made = world({"groups": {"heads": [1.0, 0.5]}, "blocks": {"remove": True}})
     trials = made.follow(made.staged(journal))
     assert len({trial.fingerprint for trial in made.trials}) == len(made.trials)
-    assert set(plans(made.trials)) == set(made.every())
+    assert set(plans(made.trials)) == set(made.every)
     assert len(trials) == 7
 
 
@@ -206,7 +211,6 @@ def test_recipes_and_zeros_are_not_refined_and_teach_no_seconds(world, journal):
     made = world(rules)
     learned = made.untrained.decode({**made.untrained.uniform(), "learn": 1})
     made.trials.append(made.make_trial(1, 0.2, 0.8, plan=learned, proposal=-1, origin="seed"))
-    made.__dict__["known"] = {plan: 0.01 * len(plan.groups) for plan in made.every() if plan.learn is None}
     staged = made.staged(journal)
     staged._corrected_front(staged.knapsack)
     without = staged.knapsack.work.fit([Plan()], [0.01])
