@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autocompress.pareto import hypervolume, nondominated, reference_point, search_point
+from autocompress.pareto import (
+    best_first,
+    domination_ranks,
+    hypervolume,
+    nondominated,
+    reference_point,
+    search_point,
+)
 
 coarse = st.integers(0, 4).map(float)  # few values, so that ties and duplicates are common
 rows = st.lists(st.tuples(coarse, coarse), max_size=12)
@@ -113,3 +120,50 @@ def test_reference_point_is_worse_than_dense(dense, maximize, quality):
     latency, worst = reference_point(dense, maximize)
     assert latency == math.log(1.05)
     assert worst == pytest.approx(quality)
+
+
+def slow_ranks(points: list[tuple[float, ...]], maximize: tuple[bool, ...]) -> list[int]:
+    """Peel front after front off; equal points go together, points with a NaN are left to the end."""
+    sign = [-1.0 if up else 1.0 for up in maximize]
+    costs = [tuple(s * v for s, v in zip(sign, point, strict=True)) for point in points]
+    ranks = [len(points)] * len(points)
+    left = {i for i, cost in enumerate(costs) if all(math.isfinite(v) for v in cost)}
+    for rank in range(len(points)):
+        peeled = {
+            i
+            for i in left
+            if not any(costs[j] != costs[i] and all(map(float.__le__, costs[j], costs[i])) for j in left)
+        }
+        for i in peeled:
+            ranks[i] = rank
+        left -= peeled
+    return ranks
+
+
+@given(st.lists(st.tuples(coarse, coarse | st.sampled_from([math.nan, math.inf])), max_size=10), directions)
+def test_domination_ranks_equal_the_slow_twin(points, maximize):
+    assert domination_ranks(points, maximize).tolist() == slow_ranks(points, maximize)
+
+
+@given(rows, directions)
+def test_best_first_is_by_rank_then_by_what_a_point_alone_adds(points, maximize):
+    """Oracle: ranks of the slow twin, and the hypervolume of a rank with and without the point."""
+    reference = [-1.0 if up else 5.0 for up in maximize]
+    order, ranks = best_first(points, reference, maximize), slow_ranks(points, maximize)
+    assert sorted(order) == list(range(len(points)))
+
+    def alone(i: int) -> float:
+        alike = [p for p, rank in zip(points, ranks, strict=True) if rank == ranks[i]]
+        less = [p for j, p in enumerate(points) if ranks[j] == ranks[i] and j != i]
+        return hypervolume(alike, reference, maximize) - hypervolume(less, reference, maximize)
+
+    keys = [(ranks[i], -round(alone(i), 9), i) for i in order]
+    assert keys == sorted(keys)
+
+
+def test_best_first_by_hand():
+    """The front is (1, 4), (2, 2), (4, 1); alone they add 1·1, 2·2 and 1·1 up to (5, 5); behind come the others."""
+    points = [(4.0, 4.0), (1.0, 4.0), (math.nan, 0.0), (4.0, 1.0), (2.0, 2.0), (3.0, 3.0)]
+    assert domination_ranks(points, (False, False)).tolist() == [2, 0, 6, 0, 0, 1]
+    assert best_first(points, (5.0, 5.0), (False, False)) == [4, 1, 3, 5, 0, 2]
+    assert best_first([], (5.0, 5.0), (False, False)) == []

@@ -88,9 +88,8 @@ def _in_order(space: SearchSpace, parts: Parts) -> list[Atom]:
 
     All levels of one variable of each kind, then the lightest level of all variables, then the rest.
     """
-    offered = {name for part in parts.parts for option in part.options for name in option}
-    offered |= {name for option in parts.shared for name in option}
-    variables = [variable for variable in space.structure if variable.name in offered]
+    chosen = parts.chosen
+    variables = [variable for variable in space.structure if variable.name in chosen]
     kinds: dict[Kind, list[Variable]] = {}
     for variable in variables:
         kinds.setdefault(_kind(variable, space.table), []).append(variable)

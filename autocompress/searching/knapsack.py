@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from autocompress.layers import Group
 from autocompress.plan import Plan, removed_blocks
+from autocompress.plan.check import removed_layers
 from autocompress.searching.atoms import Atoms
 from autocompress.searching.parts import Part, Parts, merged, touched_layers
 from autocompress.searching.solve import front, refit, solve, undominated
@@ -98,14 +99,29 @@ class Knapsack:
         self._measured_kl = {name: list(row) for name, row in atoms.kl.items()}
         self.kl = dict(self._measured_kl)
 
-    def loss(self, values: Mapping[str, int | float]) -> float:
-        """Sum of what the single choices lose."""
-        return sum(row[int(values[name])] for name, row in self.kl.items() if name in values)
+    def loss(self, values: Values, plan: Plan) -> float:
+        """Sum of what the single choices lose that have an effect."""
+        effective = self._effective(values, plan)
+        return sum(row[int(effective[name])] for name, row in self.kl.items() if name in effective)
 
     def expected(self, values: Values) -> Expected:
         """What is expected of any candidate."""
         plan = self.space.decode(values)
-        return Expected(values, plan, self.work.seconds(plan), self.loss(values))
+        return Expected(values, plan, self.work.seconds(plan), self.loss(values, plan))
+
+    def _effective(self, values: Values, plan: Plan) -> Values:
+        """The values with choices in what the plan removes at their base, which loses nothing."""
+        gone, effective = removed_layers(plan, self.space.table), dict(values)
+        for name, touched in self._touched.items():
+            kind, _, scope = name.partition(":")
+            idle = scope not in plan.groups if kind == "remove" else touched <= gone
+            if idle and name in effective:
+                effective[name] = self.parts.base[name]
+        return effective
+
+    @cached_property
+    def _touched(self) -> dict[str, frozenset[str]]:
+        return {name: touched_layers(name, self.space) for name in self.parts.chosen}
 
     def front(self, points: int, kl: Mapping[str, Sequence[float]] | None = None) -> list[Expected]:
         """The best choices at budgets evenly spaced in log seconds, fast to slow, over all shared combinations.
@@ -142,11 +158,17 @@ class Knapsack:
         """Correct the losses of single choices by what whole candidates lost, in nats.
 
         A sum of losses stands for what it comes to by a power law, since what is lost in one place makes the others
-        lose more; the power is fitted first, then each choice's loss is corrected by what is left.
+        lose more; the power is fitted first, then each choice's loss is corrected by what is left. Candidates with
+        choices that are left alone teach nothing.
         """
         names = list(self._measured_kl)
         rows = [self._measured_kl[name] for name in names]
-        whole = [(values, kl) for values, kl in measured if all(name in values for name in names) and kl > 0]
+        alone = self.parts.base.keys() - self.parts.chosen
+        whole = [
+            (self._effective(values, self.space.decode(values)), kl)
+            for values, kl in measured
+            if kl > 0 and all(values.get(name) == self.parts.base[name] for name in alone)
+        ]
         choices = [[int(values[name]) for name in names] for values, _kl in whole]
         sums = [sum(row[level] for row, level in zip(rows, levels, strict=True)) for levels in choices]
         usable = [i for i, total in enumerate(sums) if total > 0]

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from autocompress.layers import LayerTable
 from autocompress.space import SearchSpace, Values, Variable
 from autocompress.tables.units import units_of
 
-#: Options up to which a part's choices are combined; beyond, every variable is a part by itself.
+#: Options up to which a part's choices are combined; beyond, every scope is a part by itself.
 MOST_OPTIONS = 600
 
 #: Combinations of shared variables that the program is solved for at most.
@@ -45,13 +46,19 @@ class Parts:
 
     Attributes:
         base: values that leave everything as heavy as the space allows.
-        parts: that choose independently of each other.
+        parts: that choose independently of each other; one without a choice where all is shared.
         shared: combinations of the shared variables.
     """
 
     base: Values
     parts: tuple[Part, ...]
     shared: tuple[Values, ...]
+
+    @cached_property
+    def chosen(self) -> frozenset[str]:
+        """Variables that the program decides on."""
+        options = itertools.chain(self.shared, *(part.options for part in self.parts))
+        return frozenset(name for option in options for name in option)
 
 
 def parts_of(space: SearchSpace) -> Parts:
@@ -67,8 +74,9 @@ def parts_of(space: SearchSpace) -> Parts:
             inner.setdefault(units.pop(), []).append(variable)
         else:
             shared.append(variable)
-    parts = itertools.chain.from_iterable(_parts(name, variables, base) for name, variables in inner.items())
-    return Parts(base, tuple(parts), tuple(_combinations(shared, base)))
+    blocks = space.table.blocks
+    parts = itertools.chain.from_iterable(_parts(name, variables, base, blocks) for name, variables in inner.items())
+    return Parts(base, tuple(parts) or (Part("model", ({},)),), tuple(_combinations(shared, base)))
 
 
 def touched_layers(name: str, space: SearchSpace) -> frozenset[str]:
@@ -84,15 +92,19 @@ def _homes(table: LayerTable) -> dict[str, str]:
     return {layer: unit.name for unit in units_of(table) for layer in unit.layers}
 
 
-def _parts(name: str, variables: Sequence[Variable], base: Values) -> Iterator[Part]:
-    removals = [variable for variable in variables if variable.name.startswith("remove:")]
-    others = [variable for variable in variables if variable not in removals]
+def _parts(name: str, variables: Sequence[Variable], base: Values, blocks: Collection[str]) -> Iterator[Part]:
+    """One part of all variables; where they are too many to combine, one of each scope: a layer, or a group."""
+    whole = [variable.name for variable in variables if variable.name.removeprefix("remove:") in blocks]
+    others = [variable for variable in variables if variable.name not in whole]
     if math.prod(len(variable.levels) for variable in others) > MOST_OPTIONS:
+        scopes: dict[str, list[Variable]] = {}
         for variable in variables:
-            yield Part(variable.name, tuple(_levels([variable], base)))
+            scopes.setdefault(variable.name.partition(":")[2], []).append(variable)
+        for scope, alike in scopes.items():
+            yield Part(scope, tuple(_levels(alike, base)))
         return
-    gone: list[Values] = [{removal.name: 1} for removal in removals]
-    rest: Values = {removal.name: 0 for removal in removals}
+    gone: list[Values] = [{removal: 1} for removal in whole]
+    rest: Values = dict.fromkeys(whole, 0)
     yield Part(name, tuple({**rest, **option} for option in [*_levels(others, base), *gone]))
 
 

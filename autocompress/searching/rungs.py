@@ -92,7 +92,7 @@ def audits_of(trials: Iterable[Trial], maximize: bool) -> list[Audit]:
     found = []
     for lower, upper in itertools.pairwise(sorted(rungs)):
         both = [(rungs[lower][plan], trial) for plan, trial in rungs[upper].items() if plan in rungs[lower]]
-        ratios = [below.latency.ratio for below, _above in both if below.latency]
+        ratios = [below.latency.ratio_best_dense for below, _above in both if below.latency]
         below, above = ([pair[i].quality or 0.0 for pair in both] for i in (0, 1))
         found += audits(lower, upper, ratios, below, above)
     return found
@@ -111,13 +111,17 @@ class Recovered:
     drops: tuple[float, ...]
 
     def drop(self, loss: float) -> float:
-        """Expected drop after recovery: linear in log loss between the nearest known ones, and on beyond them."""
+        """Expected drop after recovery, never less for more loss.
+
+        Linear in log loss between known ones, twice as steep above them; with the square root where only one is known.
+        """
         logs = np.log(np.maximum(self.losses, 1e-9))
         order = np.argsort(logs)
         x, y = logs[order], np.maximum.accumulate(np.asarray(self.drops)[order])
         at = math.log(max(loss, 1e-9))
         if len(x) == 1 or x[-1] - x[0] < 1e-9:
-            return float(y.mean()) * math.exp(0.5 * (at - float(x.mean())))
+            known = float(y.mean())
+            return known + abs(known) * (math.exp(0.5 * (at - float(x.mean()))) - 1)
         if at > x[-1]:
             slope = (y[-1] - y[0]) / (x[-1] - x[0])
             return float(y[-1] + 2 * slope * (at - x[-1]))

@@ -8,7 +8,7 @@ for few steps, and the best of these for more.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -260,9 +260,10 @@ class Staged:
     def _corrected_front(self, knapsack: Knapsack) -> list[Expected]:
         """Correct the tables by what was measured, and solve for the front."""
         every = [trial for trial in self._trials.values() if trial.measured and trial.rung == 0]
-        measured = [*self._front(), *every[-MOST_LEARNED:]]
+        found = {trial.fingerprint: trial for trial in [*self._front(), *every[-MOST_LEARNED:]]}
+        measured = [trial for trial in found.values() if trial.plan.learn is None]  # what is learned says no shapes
         knapsack.learn_seconds([(trial.plan, knapsack.dense_s * _own_ratio(trial)) for trial in measured])
-        known = [t for t in {t.fingerprint: t for t in measured}.values() if t.fingerprint in self._values]
+        known = [trial for trial in measured if trial.fingerprint in self._values]
         knapsack.learn_losses([(self._values[trial.fingerprint], self._loss(trial)) for trial in known])
         self._fresh = 0
         return knapsack.front(POINTS)
@@ -312,9 +313,9 @@ class Staged:
         seconds = knapsack.expected(parent).seconds
         best: tuple[float, Values] | None = None
         for _ in range(SWITCHES):
-            one, other = self._moved(parent, -1), None
+            one, other = self._moved(knapsack, parent, -1), None
             if one is not None:
-                other = self._moved(one, 1)
+                other = self._moved(knapsack, one, 1)
             if other is None:
                 continue
             found = knapsack.expected(other)
@@ -325,17 +326,18 @@ class Staged:
                 best = (worth, other)
         return None if best is None else self._proposal(best[1], "refined")
 
-    def _moved(self, values: Values, step: int) -> Values | None:
-        """One variable, drawn, a level lighter (1) or heavier (-1)."""
+    def _moved(self, knapsack: Knapsack, values: Values, step: int) -> Values | None:
+        """One variable of the program, drawn, a level lighter (1) or heavier (-1)."""
+        chosen = knapsack.parts.chosen
         movable = [
             variable
             for variable in self.space.structure
-            if 0 <= values[variable.name] + step < max(1, len(variable.levels))
+            if variable.name in chosen and 0 <= values[variable.name] + step < len(variable.levels)
         ]
         if not movable:
             return None
-        chosen = movable[self._draw.integers(len(movable))].name
-        return {**values, chosen: values[chosen] + step}
+        name = movable[self._draw.integers(len(movable))].name
+        return {**values, name: values[name] + step}
 
     def _crossed(self, knapsack: Knapsack) -> Proposal | None:
         """Two neighbours on the front mixed part by part."""
@@ -381,7 +383,7 @@ class Staged:
         least = TUNED_LEAST if self.space.recovery else 1
         for place, anchor in enumerate(anchors):
             until_s = begun + limit_s * (place + 1) / len(anchors)
-            for tried in range(TUNED_MOST if self.space.recovery else 1):
+            for tried in range(len(self._tried(anchor)), TUNED_MOST if self.space.recovery else 1):
                 enough = tried >= least or place > 0
                 if not self._time_for(number) or (enough and self._clock.elapsed() > until_s):
                     break
@@ -411,14 +413,17 @@ class Staged:
         return tuple(variable.name for variable in self.space.recovery)
 
     def _tried(self, anchor: Trial | None) -> list[tuple[Values, float]]:
-        """Settings and how well they did, of recoveries at the first rung; of one structure, or of all."""
+        """Settings and how well they did, of recoveries at the first rung; of one structure, or of all.
+
+        Worst of all did what failed.
+        """
         found = []
         for trial in self._trials.values():
-            if trial.rung != 1 or not trial.measured or trial.plan.distill is None:
+            if trial.rung != 1 or trial.plan.distill is None:
                 continue
             if anchor is None or _structure(trial.plan) == _structure(anchor.plan):
                 values: Values = {name: getattr(trial.plan.distill, name) for name in self._recovery_names}
-                found.append((values, self._goodness(trial)))
+                found.append((values, self._goodness(trial) if trial.measured else -math.inf))
         return found
 
     def _shared(self, trial: Trial) -> Values:
@@ -445,7 +450,9 @@ class Staged:
                     return
                 yield proposal
             return
-        below = [trial for trial in self._trials.values() if trial.rung == rung - 1 and self._worth(trial)]
+        below = list(
+            self._recovered(t for t in self._trials.values() if t.rung == rung - 1 and self._worth(t)).values()
+        )
         ordered = self._best(below, len(below))
         count = math.ceil(len(below) / ETA)
         for place, trial in enumerate(ordered):
@@ -458,6 +465,15 @@ class Staged:
             proposal = self._recovery(trial, settings, steps, rung, "recovered")
             if proposal is not None:
                 yield proposal
+
+    def _recovered(self, trials: Iterable[Trial]) -> dict[Plan, Trial]:
+        """Of some recoveries, the best one of each structure."""
+        found: dict[Plan, Trial] = {}
+        for trial in trials:
+            best = found.setdefault(_structure(trial.plan), trial)
+            if self._drop(trial) < self._drop(best):
+                found[_structure(trial.plan)] = trial
+        return found
 
     def _in_doubt(self, trial: Trial, rung: int) -> bool:
         """Whether the rung below foretold this one badly at the latency of a trial."""
@@ -478,9 +494,11 @@ class Staged:
 
     def _most_promising(self) -> Trial | None:
         """The structure, not yet recovered, that is expected to add most hypervolume once it is."""
-        recovered = {_structure(trial.plan): trial for trial in self._trials.values() if trial.rung and trial.measured}
-        begun = {_structure(proposal.plan) for proposal in self._under_way.values() if proposal.rung}
-        pool = [trial for trial in self._structures() if _structure(trial.plan) not in {*recovered, *begun}]
+        tried = [trial for trial in self._trials.values() if trial.rung]
+        recovered = self._recovered(trial for trial in tried if trial.measured)
+        begun = [proposal.plan for proposal in self._under_way.values() if proposal.rung]
+        known = {_structure(plan) for plan in (*(trial.plan for trial in tried), *begun)}
+        pool = [trial for trial in self._structures() if _structure(trial.plan) not in known]
         if not pool:
             return None
         before = {t.fingerprint: t for t in self._structures()}
@@ -490,8 +508,8 @@ class Staged:
         losses, drops = [self._loss(one) for one, _trial in seen], [self._drop(trial) for _one, trial in seen]
         model = Recovered(tuple(losses), tuple(drops))
         offered = {t.fingerprint: (math.log(_ratio(t)), model.drop(self._loss(t))) for t in pool}
-        known = [(math.log(_ratio(t)), self._drop(t)) for t in self._trials.values() if self._worth(t)]
-        best = most_gained(offered, known, self._reference())
+        measured = [(math.log(_ratio(t)), self._drop(t)) for t in self._trials.values() if self._worth(t)]
+        best = most_gained(offered, measured, self._reference())
         return None if best is None else self._trials[best]
 
     def _structures(self) -> list[Trial]:

@@ -76,18 +76,10 @@ class Evaluator:
             ratio_best_dense=ratio, ratio_best_dense_low=ratio, ratio_best_dense_high=ratio, source="recorded",
             tier="search", runtime=self.profile.runtime, threads=1, blocks=0, rejected_blocks=0, queries=0,
         )  # fmt: skip
-        seconds = {"evaluate": self.clock - start}
         trial = Trial(
-            len(self.trials),
-            plan,
-            "DONE",
-            origin,
-            proposal,
-            quality=quality,
-            divergence=divergence(self.dense_logits, logits),
-            latency=latency,
-            seconds=seconds,
-        )
+            len(self.trials), plan, "DONE", origin, proposal, quality=quality, latency=latency,
+            divergence=divergence(self.dense_logits, logits), seconds={"evaluate": self.clock - start},
+        )  # fmt: skip
         self.trials.append(trial)
         self.found.append((round(self.clock, 2), round(ratio, 5), round(quality, 5)))
         return trial

@@ -134,9 +134,9 @@ def test_one_seed_gives_the_same_proposals_again(tmp_path, large, answer, sample
 
 
 def test_an_unknown_sampler_shows_near_names(journal, small):
-    with pytest.raises(ConfigError, match="--sampler 'nsga3' is unknown; did you mean 'nsga2'"):
-        start(journal, small, sampler="nsga3")
-    with pytest.raises(ConfigError, match="--sampler 'zzz' is unknown; known: auto, nsga2, random, tpe"):
+    with pytest.raises(ConfigError, match="--sampler 'nsga4' is unknown; did you mean 'nsga2'"):
+        start(journal, small, sampler="nsga4")
+    with pytest.raises(ConfigError, match="--sampler 'zzz' is unknown; known: auto, gp, nsga2, nsga3, random, tpe"):
         make_sampler("zzz", 0)
 
 

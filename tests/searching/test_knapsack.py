@@ -1,0 +1,276 @@
+"""Oracles: every candidate of a small space counted out, costs of whole plans, and a planted law of losses."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from autocompress.plan import Plan, Prune, removed_blocks
+from autocompress.searching.atoms import Atoms
+from autocompress.searching.costs import weight_bytes
+from autocompress.searching.knapsack import Expected, Knapsack, thinned, unbent
+from autocompress.searching.parts import merged, parts_of
+from autocompress.searching.work import work_model
+from autocompress.tables.table import rank_correlation
+
+BITS = ["fp32", "int8-dynamic", "int8"]
+SPACES = {
+    "blocks": {"groups": {"heads": [1.0, 0.5], "neurons": [1.0, 0.5, 0.25]}, "blocks": {"remove": True}},
+    "shared": {
+        "groups": {"heads": [1.0, 0.5]},
+        "blocks": {"remove": True},
+        "layers": [{"kind": "linear", "precision": BITS, "rank": [1.0, 0.25], "share": "all"}],
+    },
+    "layers": {"layers": [{"match": "net.1.*p*", "precision": BITS, "rank": [1.0, 0.25]}]},
+    "all-shared": {"layers": [{"kind": "linear", "precision": BITS, "share": "all"}]},
+}  # fmt: skip
+
+
+def planted(space, seed=0):
+    """Losses drawn for every level: none for the first, more for each lighter one."""
+    draw = np.random.default_rng(seed)
+    return {v.name: (0.0, *np.cumsum(draw.lognormal(-4, 1.5, len(v.levels) - 1)).tolist()) for v in space.structure}
+
+
+def knapsack_of(space, limits=None, seed=0, **changes):
+    atoms = Atoms(planted(space, seed), 0, 0)
+    model = work_model(space.table, 0.01, {"int8": 0.4, "int8-dynamic": 0.6})
+    return Knapsack(space, parts_of(space), atoms, model, limits or {}, 0.01, **changes)
+
+
+def everything(knapsack):
+    """Every candidate of the space, with what the knapsack expects of it."""
+    names, levels = zip(*((v.name, range(len(v.levels))) for v in knapsack.space.structure), strict=True)
+    every = [dict(zip(names, values, strict=True)) for values in itertools.product(*levels)]
+    return [knapsack.expected(values) for values in every]
+
+
+@pytest.fixture(params=SPACES.values(), ids=SPACES)
+def space(request, make_space):
+    return make_space(request.param)
+
+
+# expectations
+
+
+def test_a_loss_is_the_sum_of_what_has_an_effect(make_space):
+    knapsack = knapsack_of(make_space(SPACES["blocks"]))
+    kl, values = knapsack.kl, knapsack.space.uniform()
+    heads, neurons, gone = "keep:net.1.attention/heads", "keep:net.1.mlp/neurons", "remove:net.1"
+    assert knapsack.expected(values) == Expected(values, Plan(), pytest.approx(0.01), 0.0)
+    assert knapsack.expected({**values, heads: 1, neurons: 2}).loss == pytest.approx(kl[heads][1] + kl[neurons][2])
+    assert knapsack.expected({**values, heads: 1, gone: 1}).loss == kl[gone][1]
+
+
+def test_blocks_that_must_stay_lose_nothing_by_being_asked_for(make_space):
+    """Half the blocks stay, the first ones, whatever the values say."""
+    knapsack = knapsack_of(make_space(SPACES["blocks"]))
+    both = {**knapsack.space.uniform(), "remove:net.0": 1, "remove:net.1": 1}
+    found = knapsack.expected(both)
+    assert found.plan == Plan({"net.1": Prune(0)})
+    assert found.loss == knapsack.kl["remove:net.1"][1]
+
+
+def test_costs_of_parts_add_up_to_those_of_the_whole(space):
+    """Oracle: the model of seconds, and bytes, of the plan that a combination of options means."""
+    knapsack = knapsack_of(space, resources={"size": lambda plan: weight_bytes(plan, space.table)})
+    draw = np.random.default_rng(0)
+    for number, shared in enumerate(knapsack.parts.shared):
+        errors, costs, kept = knapsack._program(number, knapsack.kl)
+        for _ in range(10):
+            options = [int(draw.integers(len(row))) for row in kept]
+            chosen = [p.options[row[o]] for p, row, o in zip(knapsack.parts.parts, kept, options, strict=True)]
+            values = merged(knapsack.parts.base, shared, *chosen)
+            plan, sums = space.decode(values), {}
+            for name, table in {"loss": errors, **costs}.items():
+                sums[name] = sum(row[o] for row, o in zip(table, options, strict=True))
+            if sums["removed"] > 1:
+                continue
+            common = sum(knapsack.kl[name][int(level)] for name, level in shared.items())
+            assert sums["latency"] == pytest.approx(knapsack.work.seconds(plan))
+            assert sums["size"] == pytest.approx(weight_bytes(plan, space.table))
+            assert sums["removed"] == len(removed_blocks(plan, space.table))
+            assert sums["loss"] + common == pytest.approx(knapsack.expected(values).loss)
+
+
+# choices
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_best_within_some_seconds_is_found(space, seed):
+    knapsack = knapsack_of(space, seed=seed)
+    every = everything(knapsack)
+    fastest = min(one.seconds for one in every)
+    for share in (0.0, 0.2, 0.5, 0.8, 1.0):
+        seconds = (fastest + share * (0.01 - fastest)) * (1 + 1e-7)
+        found = knapsack.at(seconds)
+        assert found is not None
+        assert found.seconds <= seconds * (1 + 1e-6)
+        assert found.loss == pytest.approx(min(one.loss for one in every if one.seconds <= seconds))
+    assert knapsack.at(0.99 * fastest) is None
+
+
+def test_the_front_is_that_of_all_candidates(space):
+    """Oracle: non-dominated candidates, counted out; with many budgets all of them on the hull of it and no other."""
+    knapsack = knapsack_of(space)
+    every = thinned(everything(knapsack))
+    truth = {(round(one.seconds, 9), round(one.loss, 9)) for one in every}
+    found = knapsack.front(60)
+    assert {(round(one.seconds, 9), round(one.loss, 9)) for one in found} <= truth
+    assert len(found) > 0.7 * len(truth)
+    assert found == thinned(found)
+    assert (found[0].seconds, found[-1].loss) == pytest.approx((every[0].seconds, every[-1].loss))
+
+
+def test_limits_hold_for_every_choice(make_space):
+    space = make_space(SPACES["shared"])
+    size = {"size": lambda plan: weight_bytes(plan, space.table)}
+    limits = {"latency": 0.006, "size": 0.6 * weight_bytes(Plan(), space.table)}
+    knapsack = knapsack_of(space, limits, resources=size)
+    every = everything(knapsack)
+    within = [e for e in every if e.seconds <= limits["latency"] and size["size"](e.plan) <= limits["size"]]
+    assert 0 < len(within) < len(every)
+    found = knapsack.front(40)
+    assert found[-1].loss == pytest.approx(min(one.loss for one in within))
+    assert all(one.seconds <= 0.006 + 1e-9 and size["size"](one.plan) <= limits["size"] + 1e-3 for one in found)
+    best = knapsack.at(1.0)
+    assert best is not None
+    assert best.loss == pytest.approx(found[-1].loss)
+
+
+def test_a_limit_that_nothing_keeps_leaves_no_candidate(make_space):
+    knapsack = knapsack_of(make_space(SPACES["blocks"]), {"latency": 1e-6})
+    assert knapsack.front(10) == []
+    assert knapsack.at(0.01) is None
+
+
+@pytest.mark.parametrize(("keep", "most"), [(1.0, 0), (0.75, 1), (0.5, 2), (0.01, 3)])
+def test_no_more_blocks_go_than_may(make_space, make_table, keep, most):
+    rules = {"groups": {"heads": [1.0, 0.5]}, "blocks": {"remove": True, "keep_at_least": keep}}
+    knapsack = knapsack_of(make_space(rules, table=make_table(4)))
+    gone = [len(removed_blocks(one.plan, knapsack.space.table)) for one in knapsack.front(20)]
+    assert max(gone) == most
+
+
+def test_losses_that_are_believed_instead_decide(make_space):
+    knapsack = knapsack_of(make_space(SPACES["blocks"]))
+    cheap = {name: [0.0 if name == "remove:net.0" else 100.0 * v for v in row] for name, row in knapsack.kl.items()}
+    found = knapsack.at(0.006, cheap)
+    assert found is not None
+    assert found.plan == Plan({"net.0": Prune(0)})
+    assert found.loss == pytest.approx(knapsack.kl["remove:net.0"][1])
+
+
+# learning
+
+
+def test_seconds_follow_what_was_measured(make_space):
+    knapsack = knapsack_of(make_space(SPACES["blocks"]))
+    knapsack.learn_seconds([(Plan(), 0.02)])
+    assert knapsack.work.seconds(Plan()) == pytest.approx(0.02, rel=0.02)
+    knapsack.learn_seconds([])
+    assert knapsack.work.seconds(Plan()) == pytest.approx(0.01)
+
+
+def measured_by(knapsack, law, count, seed=0):
+    """Candidates drawn at random with what a law of their true losses says that they lose as a whole."""
+    draw, space = np.random.default_rng(seed), knapsack.space
+    found = []
+    for _ in range(count):
+        values = {v.name: int(draw.integers(len(v.levels))) for v in space.structure}
+        found.append((values, law(values)))
+    return found
+
+
+def test_a_law_that_bends_all_sums_alike_changes_nothing(make_space):
+    knapsack = knapsack_of(make_space(SPACES["blocks"]))
+    before = dict(knapsack.kl)
+    knapsack.learn_losses(measured_by(knapsack, lambda values: 3 * knapsack.expected(values).loss ** 1.4, 20))
+    for name, row in before.items():
+        assert knapsack.kl[name] == pytest.approx(row)
+
+
+@pytest.mark.parametrize("power", [0.7, 1.0, 1.6])
+def test_wrong_losses_are_corrected_so_that_the_order_is_right(make_space, make_table, power):
+    """Oracle: a planted power law of true losses; what is believed of each choice is off by up to a factor of 3."""
+    rules = {"groups": {"heads": [1.0, 0.5, 0.25], "neurons": [1.0, 0.5, 0.25]}}
+    space = make_space(rules, table=make_table(4))
+    truth, knapsack = planted(space, seed=1), knapsack_of(space, seed=1)
+    draw = np.random.default_rng(5)
+    believed = {name: [value * 3 ** draw.uniform(-1, 1) for value in row] for name, row in truth.items()}
+    knapsack = Knapsack(space, knapsack.parts, Atoms(believed, 0, 0), knapsack.work, {}, 0.01)
+
+    def law(values):
+        return 2 * sum(row[int(values[name])] for name, row in truth.items()) ** power
+
+    unseen = measured_by(knapsack, law, 100, seed=9)
+
+    def order():
+        return rank_correlation([knapsack.expected(values).loss for values, _kl in unseen], [kl for _v, kl in unseen])
+
+    before = order()
+    knapsack.learn_losses(measured_by(knapsack, law, 60))
+    assert order() > max(0.97, before + 0.03)
+
+
+def test_no_loss_falls_below_a_tenth_of_what_was_measured(make_space):
+    knapsack = knapsack_of(make_space(SPACES["blocks"]))
+    before = dict(knapsack.kl)
+    knapsack.learn_losses([(v, 1e-6 + 0.0 * kl) for v, kl in measured_by(knapsack, lambda _v: 1.0, 30)])
+    for name, row in before.items():
+        assert all(new >= 0.1 * old for new, old in zip(knapsack.kl[name], row, strict=True))
+
+
+def test_candidates_that_teach_nothing(make_space):
+    """Nothing measured, no loss at all, and candidates with zeros, which the program leaves alone."""
+    rules = {"groups": {"heads": [1.0, 0.5]}, "sparsity": [0.0, 0.5]}
+    knapsack = knapsack_of(make_space(rules))
+    before, base = dict(knapsack.kl), knapsack.space.uniform()
+    heads = {**base, "keep:net.0.attention/heads": 1}
+    for measured in ([], [(base, 0.0)], [(heads, 0.0)], [({**heads, "sparsity:all layers": 1}, 5.0)]):
+        knapsack.learn_losses(measured)
+        assert knapsack.kl == before
+
+
+def test_choices_within_what_is_removed_are_not_corrected(make_space):
+    knapsack = knapsack_of(make_space(SPACES["blocks"]))
+    heads, gone = "keep:net.1.attention/heads", "remove:net.1"
+    before = dict(knapsack.kl)
+    base = knapsack.space.uniform()
+    knapsack.learn_losses([({**base, heads: 1, gone: 1}, 1.0), ({**base, "remove:net.0": 1}, 1e-3)])
+    assert knapsack.kl[gone][1] > before[gone][1]
+    assert knapsack.kl[heads] == pytest.approx(before[heads])
+
+
+# pure numbers
+
+
+@pytest.mark.parametrize(("power", "scale"), [(0.5, 0.1), (1.0, 3.0), (2.0, 1.0)])
+def test_unbent_undoes_a_power_law(power, scale):
+    """Oracle: the law inverted; the mean logarithm of the sums stays, which fixes the scale."""
+    sums = [0.01, 0.02, 0.07, 0.3, 1.1]
+    assert unbent(sums, [scale * value**power for value in sums]) == pytest.approx(sums)
+
+
+def test_too_few_candidates_bend_nothing():
+    assert unbent([0.1, 0.2, 0.4], [0.01, 0.04, 0.16]) == pytest.approx([0.05, 0.2, 0.8])
+    assert unbent([0.1] * 5, [0.1, 0.2, 0.4, 0.8, 1.6]) == pytest.approx([0.025, 0.05, 0.1, 0.2, 0.4])
+
+
+def test_the_bend_is_bounded():
+    sums, measured = [0.1, 0.2, 0.4, 0.8], [0.1, 0.1, 0.1, 0.1]
+    assert unbent(sums, measured) == pytest.approx([math.exp(np.log(sums).mean())] * 4)
+    steep = [value**10 for value in sums]
+    found = np.log(unbent(sums, steep))
+    assert np.diff(found) == pytest.approx([4 * math.log(2)] * 3)
+
+
+def test_thinned_keeps_what_no_other_beats():
+    given = Expected({}, Plan(), 1.0, 1.0)
+    spots = [(2.0, 0.5), (1.0, 0.9), (1.0, 0.7), (2.0, 0.4), (3.0, 0.4), (0.5, 2.0)]
+    found = thinned([replace(given, seconds=s, loss=v) for s, v in spots])
+    assert [(one.seconds, one.loss) for one in found] == [(0.5, 2.0), (1.0, 0.7), (2.0, 0.4)]

@@ -1,0 +1,439 @@
+"""Oracle: a planted device, planted losses and a clock of its own; the true front of a small space, counted out."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from dataclasses import replace
+from functools import cached_property
+
+import numpy as np
+import pytest
+
+from autocompress.pareto import hypervolume, nondominated, reference_point
+from autocompress.plan import Plan
+from autocompress.searching.atoms import Atoms
+from autocompress.searching.controller import Controller
+from autocompress.searching.knapsack import Knapsack
+from autocompress.searching.parts import parts_of
+from autocompress.searching.rungs import ETA
+from autocompress.searching.staged import TUNED_LEAST, UNTRAINED_SHARE, Clock, Judge, Staged
+from autocompress.searching.work import work_features, work_model
+
+STRUCTURE = {
+    "groups": {"heads": [1.0, 0.5], "neurons": [1.0, 0.5, 0.25]},
+    "blocks": {"remove": True},
+    "layers": [{"match": "net.*", "precision": ["fp32", "int8"], "share": "block"}],
+}
+RECOVERY = {"steps": [0, 10, 40], "soft_weight": {"low": 0.9, "high": 0.9}, "temperature": {"low": 2.0, "high": 2.0}}
+BOTH = {**STRUCTURE, "distill": RECOVERY}
+DENSE, BEST_RATE = 0.9, 7e-4
+
+
+def noise(*what):
+    """A number in [-1, 1] that is always the same for the same things."""
+    return int(hashlib.sha256(repr(what).encode()).hexdigest()[:8], 16) / 2**31 - 1
+
+
+def structure(plan):
+    return replace(plan, distill=None, seed=0)
+
+
+class World:
+    """What plans really take and lose, and how long it takes to find out."""
+
+    def __init__(self, make_trial, space, maximize=True, seed=0):
+        self.make_trial, self.space, self.maximize, self.now = make_trial, space, maximize, 0.0
+        draw = np.random.default_rng(seed)
+        self.untrained = space.untrained()
+        variables = self.untrained.structure
+        self.single = {
+            v.name: (0.0, *np.cumsum(draw.lognormal(-4, 1, max(0, len(v.levels) - 1))).tolist()) for v in variables
+        }
+        believed = work_model(space.table, 0.01, {"int8": 0.5}).believed
+        self.device = believed * draw.uniform(0.6, 1.6, len(believed))
+        self.ratios, self.trials, self.fails = {}, [], lambda _plan: False
+
+    @cached_property
+    def every(self):
+        """All plans without recovery, with what each loses: sums, bent, with interactions."""
+        names = [v.name for v in self.untrained.structure]
+        levels = [range(len(v.levels)) for v in self.untrained.structure]
+        sums = {}
+        for values in itertools.product(*levels):
+            plan = self.untrained.decode(dict(zip(names, values, strict=True)))
+            total = sum(self.single[n][i] for n, i in zip(names, values, strict=True))
+            sums[plan] = min(total, sums.get(plan, math.inf))
+        return {
+            plan: 2 * total**1.2 * (1 + 0.1 * noise(sorted(plan.groups), len(plan.layers)))
+            for plan, total in sums.items()
+        }
+
+    def lost(self, plans):
+        known = [(plan, self.every.get(structure(plan))) for plan in plans if plan.learn is None]
+        return {plan: loss for plan, loss in known if loss is not None}
+
+    def ratio(self, plan):
+        if structure(plan) not in self.ratios:
+            seconds = [float(work_features(one, self.space.table) @ self.device) for one in (structure(plan), Plan())]
+            self.ratios[structure(plan)] = seconds[0] / seconds[1]
+        return self.ratios[structure(plan)]
+
+    def quality(self, plan):
+        drop = 0.3 * (1 - math.exp(-self.every[structure(plan)]))
+        if plan.distill:
+            off = abs(math.log(plan.distill.learning_rate / BEST_RATE))
+            drop *= (0.3 + 0.1 * off) * (10 / plan.distill.steps) ** 0.25
+        return DENSE - drop if self.maximize else 1 - DENSE + drop
+
+    def trial(self, proposal):
+        plan, number = proposal.plan, len(self.trials)
+        self.now += 10.0 + (plan.distill.steps if plan.distill else 0)
+        seconds = {"all": 10.0 + (plan.distill.steps if plan.distill else 0)}
+        made = self.make_trial(number, self.ratio(plan), self.quality(plan), plan=plan, seconds=seconds)
+        made = made.replace(origin=proposal.origin, proposal=proposal.number, rung=proposal.rung)
+        if self.fails(plan):
+            made = made.replace(state="FAILED", latency=None, quality=None, error="diverged")
+        self.trials.append(made)
+        return made
+
+    def dense(self):
+        self.trials.append(self.make_trial(len(self.trials), 1.0, self.quality(Plan()), plan=Plan(), proposal=-1,
+                                           origin="dense", seconds={"all": 10.0}))  # fmt: skip
+
+    def knapsack(self):
+        if not self.untrained.structure:
+            return None
+        atoms = Atoms({name: tuple(2 * v**1.2 for v in row) for name, row in self.single.items()}, 0, 0)
+        model = work_model(self.space.table, 0.01, {"int8": 0.5})
+        return Knapsack(self.untrained, parts_of(self.untrained), atoms, model, {}, 0.01)
+
+    def staged(self, journal, budget_s=1e9, *, fits=lambda _trial: True, seed=0, sampler="random", **changes):
+        known = [trial for trial in self.trials if trial.rung == 0]
+        controller = Controller(journal, self.untrained, self.maximize, lambda _trial: {}, sampler, seed, known)
+        clock = Clock(lambda: self.now, self.now, budget_s)
+        judge = Judge(self.maximize, fits, self.lost)
+        given = {"seed": seed, "trials": list(self.trials), **changes}
+        return Staged(self.space, self.knapsack(), controller, judge, clock, **given)
+
+    def follow(self, staged, budget_s=1e9, most=10_000):
+        """Evaluate what is proposed while time is left; the trials of this session."""
+        begun = len(self.trials)
+        while len(self.trials) - begun < most and self.now < budget_s:
+            proposal = staged.ask(budget_s - self.now)
+            if proposal is None:
+                break
+            staged.tell(proposal.number, self.trial(proposal))
+        return self.trials[begun:]
+
+    def volume(self, plans):
+        sign = 1 if self.maximize else -1
+        latency, worst = reference_point(self.quality(Plan()), self.maximize)
+        points = [(math.log(self.ratio(plan)), sign * self.quality(plan)) for plan in plans]
+        return hypervolume(points, (latency, sign * worst), [False, True])
+
+
+@pytest.fixture
+def world(make_trial, make_space):
+    def make(rules=BOTH, **settings):
+        made = World(make_trial, make_space(rules), **settings)
+        made.dense()
+        return made
+
+    return make
+
+
+@pytest.fixture
+def journal(tmp_path):
+    return tmp_path / "study.journal"
+
+
+def plans(trials):
+    return [trial.plan for trial in trials]
+
+
+# without recovery
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("maximize", [True, False], ids=["accuracy", "loss"])
+def test_the_true_front_is_nearly_reached_and_faster_than_by_chance(world, journal, seed, maximize):
+    """Oracle: the hypervolume of all 168 plans; as many plans drawn at random, the mean of 20 draws."""
+    made = world(STRUCTURE, seed=seed, maximize=maximize)
+    every = list(made.every)
+    assert len(every) == 12 * 12 + 2 * 12
+    trials = made.follow(made.staged(journal), most=40)
+    draw = np.random.default_rng(0)
+    chance = [made.volume([every[i] for i in draw.choice(len(every), 40, replace=False)]) for _ in range(20)]
+    reached, true = made.volume(plans(trials)), made.volume(every)
+    assert reached >= 0.99 * true
+    assert reached > np.mean(chance)
+    assert true - reached < 0.25 * (true - np.mean(chance))
+
+
+def test_corners_come_first_the_most_telling_ones_before_what_is_solved(world, journal):
+    made = world(STRUCTURE)
+    corners = [("uniform", made.untrained.uniform(keep=share)) for share in (0.5, 0.25)]
+    corners += [("seed", made.untrained.uniform(removed=("net.0",)))]
+    trials = made.follow(made.staged(journal, corners=corners), most=60)
+    assert plans(trials)[:2] == [made.untrained.decode(values) for _origin, values in corners[:2]]
+    origins = [trial.origin for trial in trials]
+    assert origins[:3] == ["uniform", "uniform", "solved"]
+    last = len(origins) - origins[::-1].index("solved") - 1
+    assert origins.index("refined") > origins.index("seed") > origins.index("solved")
+    assert made.untrained.decode(corners[2][1]) in plans(trials)
+    assert {"solved", "refined", "seed"} <= set(origins)
+    assert last > 3
+
+
+def test_a_small_space_is_exhausted_without_repetition(world, journal):
+    made = world({"groups": {"heads": [1.0, 0.5]}, "blocks": {"remove": True}})
+    trials = made.follow(made.staged(journal))
+    assert len({trial.fingerprint for trial in made.trials}) == len(made.trials)
+    assert set(plans(made.trials)) == set(made.every)
+    assert len(trials) == 7
+
+
+def test_without_recovery_all_time_is_used_and_no_more(world, journal):
+    made = world(STRUCTURE)
+    trials = made.follow(made.staged(journal, budget_s=205.0), budget_s=205.0)
+    assert len(trials) == 20
+    assert made.now == 200.0, "another one would take longer than the 5 seconds that are left"
+    assert {trial.rung for trial in trials} == {0}
+
+
+def test_recipes_and_zeros_are_not_refined_and_teach_no_seconds(world, journal):
+    """Oracle: the model of seconds without what a recipe gave; variables that the program leaves alone stay."""
+    rules = {**STRUCTURE, "learn": [None, {"recipe": "gradual", "sparsity": 0.5, "steps": 9}], "sparsity": [0.0, 0.5]}
+    made = world(rules)
+    learned = made.untrained.decode({**made.untrained.uniform(), "learn": 1})
+    made.trials.append(made.make_trial(1, 0.2, 0.8, plan=learned, proposal=-1, origin="seed"))
+    staged = made.staged(journal)
+    staged._corrected_front(staged.knapsack)
+    without = staged.knapsack.work.fit([Plan()], [0.01])
+    assert staged.knapsack.work.fitted == pytest.approx(without.fitted)
+    trials = made.follow(staged, most=40)
+    moved = [t.plan for t in trials if t.origin in ("refined", "solved") and (t.plan.learn or t.plan.mask)]
+    sampled = [t.plan for t in trials if t.origin == "sampled" and (t.plan.learn or t.plan.mask)]
+    assert sampled, "the sampler knows them"
+    parents = {plan.mask for plan in sampled}
+    assert {plan.mask for plan in moved} <= parents
+
+
+# recovery
+
+
+def run_both(made, journal, budget_s, **changes):
+    return made.follow(made.staged(journal, budget_s, **changes), budget_s)
+
+
+def test_time_is_divided_between_the_stages(world, journal):
+    made = world()
+    trials = run_both(made, journal, 2000.0)
+    rungs = [trial.rung for trial in trials]
+    assert rungs == sorted(rungs)
+    assert set(rungs) == {0, 1, 2}
+    first = next(i for i, rung in enumerate(rungs) if rung)
+    assert 10 * first <= UNTRAINED_SHARE * 2000 + 10
+    assert 1900 < made.now <= 2000
+
+
+def test_steps_of_each_rung_are_those_of_the_space(world, journal):
+    trials = run_both(world(), journal, 2000.0)
+    steps = {0: None, 1: 10, 2: 40}
+    assert all((t.plan.distill.steps if t.plan.distill else None) == steps[t.rung] for t in trials)
+    assert all(t.plan.seed == 0 for t in trials)
+
+
+def test_recovered_structures_are_those_that_were_measured(world, journal):
+    trials = run_both(world(), journal, 2000.0)
+    untrained = {structure(t.plan) for t in trials if t.rung == 0}
+    assert {structure(t.plan) for t in trials if t.rung} <= untrained - {Plan()}
+    assert {structure(t.plan) for t in trials if t.rung == 2} <= {structure(t.plan) for t in trials if t.rung == 1}
+
+
+def test_no_plan_is_proposed_twice(world, journal):
+    made = world()
+    run_both(made, journal, 3000.0)
+    assert len({trial.fingerprint for trial in made.trials}) == len(made.trials)
+
+
+def test_settings_are_tuned_at_anchors_and_shared_with_the_nearest(world, journal):
+    """Oracle: the best rate of the anchor that is nearest in log latency; the planted optimum is approached."""
+    trials = run_both(world(), journal, 3000.0)
+    tuned = [t for t in trials if t.origin == "tuned"]
+    anchors = {}
+    for trial in tuned:
+        anchors.setdefault(structure(trial.plan), []).append(trial)
+    assert len(anchors) == 2
+    default = 3e-4
+    for alike in anchors.values():
+        assert len(alike) >= TUNED_LEAST
+        rates = [t.plan.distill.learning_rate for t in alike[:3]]
+        assert rates == pytest.approx([default, default * 10**0.25, default * 10**-0.25])
+        best = max(alike, key=lambda t: t.quality)
+        assert abs(math.log(best.plan.distill.learning_rate / BEST_RATE)) < abs(math.log(default / BEST_RATE))
+    assert {t.rung for t in tuned} == {1}
+    shared = [t for t in trials if t.rung == 1 and t.origin == "recovered"]
+    assert shared
+    for trial in shared:
+        near = min(anchors.values(), key=lambda a: abs(math.log(a[0].latency.ratio / trial.latency.ratio)))
+        best = max(near, key=lambda t: t.quality).plan.distill
+        assert trial.plan.distill.learning_rate == best.learning_rate
+
+
+def test_one_in_three_structures_is_promoted_and_the_front_before_the_rest(world, journal):
+    """Oracle: ranks of the rung below by the slow way: non-dominated structures first."""
+    made = world()
+    trials = run_both(made, journal, 1e9)
+    below = {}
+    for trial in trials:
+        if trial.rung == 1:
+            best = below.setdefault(structure(trial.plan), trial)
+            below[structure(trial.plan)] = max(best, trial, key=lambda t: t.quality)
+    above = [structure(t.plan) for t in trials if t.rung == 2]
+    assert len(above) == len(set(above)) == math.ceil(len(below) / ETA)
+    points = [(t.latency.ratio, t.quality) for t in below.values()]
+    front = {plan for plan, keep in zip(below, nondominated(points, [False, True]), strict=True) if keep}
+    assert set(above) <= front or front <= set(above)
+    for trial in trials:
+        if trial.rung == 2:
+            assert trial.plan.distill.learning_rate == below[structure(trial.plan)].plan.distill.learning_rate
+
+
+def test_where_a_rung_foretold_badly_twice_as_many_go_on(world, journal):
+    """Oracle: qualities on the second rung that turn the first one's order around."""
+    made = world()
+    plain = made.quality
+
+    def turned(plan):
+        return (
+            0.9 - 0.3 * plain(replace(plan, distill=None)) if plan.distill and plan.distill.steps == 40 else plain(plan)
+        )
+
+    made.quality = turned
+    trials = run_both(made, journal, 1e9)
+    below, above = ({structure(t.plan) for t in trials if t.rung == rung} for rung in (1, 2))
+    count = math.ceil(len(below) / ETA)
+    assert count < len(above) <= 2 * count
+
+
+def test_what_is_too_slow_is_not_recovered(world, journal):
+    trials = run_both(world(), journal, 3000.0, fits=lambda trial: trial.latency.ratio <= 0.5)
+    assert any(t.latency.ratio > 0.5 for t in trials if t.rung == 0)
+    recovered = [t.latency.ratio for t in trials if t.rung]
+    assert recovered
+    assert max(recovered) <= 0.5
+
+
+def test_where_nothing_is_fast_enough_nothing_is_recovered(world, journal):
+    trials = run_both(world(), journal, 3000.0, fits=lambda _trial: False)
+    assert {t.rung for t in trials} == {0}
+
+
+def test_a_failed_recovery_does_not_end_its_rung(world, journal):
+    """Every second structure diverges; it is not tried again, and the others are recovered."""
+    made = world()
+    made.fails = lambda plan: plan.distill is not None and noise(plan.groups, len(plan.layers)) > 0
+    trials = run_both(made, journal, 4000.0)
+    failed = [t for t in trials if t.state == "FAILED"]
+    done = [t for t in trials if t.rung == 1 and t.origin == "recovered" and t.state == "DONE"]
+    assert failed
+    assert len(done) > 3
+    assert len({t.fingerprint for t in trials}) == len(trials)
+
+
+def test_recovered_candidates_add_to_the_front(world, journal):
+    made = world()
+    trials = run_both(made, journal, 3000.0)
+    before = made.volume([t.plan for t in trials if t.rung == 0])
+    assert made.volume(plans(trials)) > 1.02 * before
+
+
+def test_the_search_ends_when_time_is_over(world, journal):
+    for budget_s in (0.0, 15.0, 100.0, 700.0):
+        made = world()
+        run_both(made, journal.with_name(f"{budget_s:g}.journal"), budget_s)
+        assert made.now <= budget_s + 10
+
+
+# any space
+
+
+def test_a_space_of_recoveries_alone(world, journal):
+    made = world({"distill": RECOVERY})
+    trials = run_both(made, journal, 1000.0)
+    assert all(structure(t.plan) == Plan() for t in trials)
+    assert {t.rung for t in trials} == {1, 2}
+    assert len({t.fingerprint for t in trials}) == len(trials)
+
+
+def test_a_recovery_without_settings_to_search(world, journal):
+    held = {**RECOVERY, "learning_rate": {"low": 3e-4, "high": 3e-4}, "steps": [10]}
+    made = world({**STRUCTURE, "distill": held})
+    trials = run_both(made, journal, 1000.0)
+    assert [t.origin for t in trials].count("tuned") == 2, "each anchor once"
+    assert {(t.plan.distill.learning_rate, t.plan.distill.steps) for t in trials if t.rung} == {(3e-4, 10)}
+
+
+def test_one_shared_choice_alone(world, journal):
+    made = world({"layers": [{"kind": "linear", "precision": ["fp32", "int8-dynamic", "int8"], "share": "all"}]})
+    assert len(made.follow(made.staged(journal))) == 2
+
+
+def test_a_metric_that_is_minimized(world, journal):
+    made = world(maximize=False)
+    trials = run_both(made, journal, 3000.0)
+    assert {t.rung for t in trials} == {0, 1, 2}
+    tuned = [t for t in trials if t.origin == "tuned"]
+    shared = {t.plan.distill.learning_rate for t in trials if t.origin == "recovered"}
+    best = min(tuned, key=lambda t: t.quality)
+    assert best.plan.distill.learning_rate in {t.plan.distill.learning_rate for t in tuned} & (shared or {0})
+
+
+# seeds and resuming
+
+
+@pytest.mark.parametrize("sampler", ["random", "auto"])
+def test_one_seed_gives_the_same_proposals_again(world, tmp_path, sampler):
+    def proposals(name, seed):
+        made = world()
+        trials = run_both(made, tmp_path / name, 1500.0, seed=seed, sampler=sampler)
+        return [(structure(t.plan), t.plan.distill, t.origin) for t in trials]
+
+    first = proposals("a", 1)
+    assert proposals("b", 1) == first
+    assert proposals("c", 2) != first
+
+
+@pytest.mark.parametrize("killed", [1, 3, 12, 30, 50, 62])
+def test_a_resumed_search_goes_on_without_repeating(world, journal, killed):
+    """Killed after so many candidates, in the midst of the next one."""
+    made = world()
+    staged = made.staged(journal, 2000.0)
+    made.follow(staged, 2000.0, most=killed)
+    staged.ask(2000.0 - made.now)
+    rest = made.follow(made.staged(journal, 2000.0), 2000.0)
+    assert rest
+    assert len({t.fingerprint for t in made.trials}) == len(made.trials)
+    assert {t.rung for t in made.trials} == {0, 1, 2}
+    tuned = [structure(t.plan) for t in made.trials if t.origin == "tuned"]
+    assert max(tuned.count(plan) for plan in tuned) <= 15
+
+
+def test_resumed_refinements_know_their_parents(world, journal):
+    made = world(STRUCTURE)
+    made.follow(made.staged(journal), most=30)
+    staged = made.staged(journal)
+    assert set(staged._values) == {t.fingerprint for t in made.trials if t.origin != "dense"}
+    assert {t.origin for t in made.follow(staged, most=10)} & {"refined"}
+
+
+def test_what_failed_is_not_proposed_again(world, journal):
+    made = world(STRUCTURE)
+    made.fails = lambda plan: noise(plan.groups, len(plan.layers)) > 0
+    made.follow(made.staged(journal), most=40)
+    rest = made.follow(made.staged(journal), most=20)
+    assert rest
+    assert len({t.fingerprint for t in made.trials}) == len(made.trials)
