@@ -71,9 +71,9 @@ def ray_tune(
     Raises:
         ConfigError, SpaceError, ProfileError, ModelError, BudgetError, RunMismatchError: as `search` does.
     """
-    check_ray(threads)
     if ray.startswith("ray://"):
         raise ConfigError(f"ray_tune measures on this node, which must be in the cluster; but ray is {ray!r}")
+    check_ray(ray, threads)
     order = read_order(
         task, out=out or f"runs/{task.name}-tune", space=space, hardware=hardware, max_latency=max_latency,
         min_speedup=min_speedup, max_drop=max_drop, max_size=max_size, strategy="joint", sampler=sampler, seed=seed,

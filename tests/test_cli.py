@@ -134,6 +134,12 @@ BAD_CALLS = {
     "space": (["search", *FLAGS[:2], "--space", "transformr"], "did you mean 'transformer'"),
     "sampler": (["search", *FLAGS[:2], "--sampler", "nsga3"], "--sampler 'nsga3' is unknown; did you mean 'nsga2'"),
     "seed": (["search", *FLAGS[:2], "--seed", "-1"], "--seed must be 0 or more"),
+    "workers": (["search", *FLAGS[:2], "--workers", "0"], "--workers must be 1 to "),
+    "ray": (
+        ["search", *FLAGS[:2], "--ray", "somewhere"],
+        '--ray must be "auto", "local", host:port or ray://host:port',
+    ),
+    "ray-away": (["search", *FLAGS[:2], "--ray", "127.0.0.1:1"], "--ray 127.0.0.1:1: nothing answers there"),
     "flag": (["search", "--taks", "digits"], "No such option"),
     "run": (["front", "nowhere"], "nowhere: no run there"),
     "pick-what": (["pick", "nowhere", "--out", "x"], "no run there"),

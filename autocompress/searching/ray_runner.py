@@ -30,12 +30,17 @@ RETRIES = 3
 ANSWERS_S = 5.0
 
 
-def check_ray(workers: int | None) -> None:
-    """Raise `ConfigError` where Ray is not installed, or fewer than one task at a time is asked for."""
+def check_ray(address: str, workers: int | None) -> None:
+    """Refuse what cannot be, before any work.
+
+    Raises:
+        ConfigError: Ray is not installed, nothing answers at the address, or there is less than one task at a time.
+    """
     if importlib.util.find_spec("ray") is None:
         raise ConfigError("--ray: Ray is not installed here; pip install 'ray[tune]'")
     if workers is not None and workers < 1:
         raise ConfigError(f"--workers must be 1 or more with --ray, but got {workers}")
+    _check_answers(address)
 
 
 def connect(address: str) -> bool:
@@ -50,7 +55,6 @@ def connect(address: str) -> bool:
 
     if ray.is_initialized():
         return False
-    _check_answers(address)
     more: dict[str, Any] = {"num_cpus": cores(), "include_dashboard": False} if address == "local" else {}
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **more)
@@ -112,7 +116,7 @@ class RayRunner:
     """
 
     def __init__(self, shop: Workshop, address: str, workers: int | None = None) -> None:
-        check_ray(workers)
+        check_ray(address, workers)
         self._joined = connect(address)
         import ray
 

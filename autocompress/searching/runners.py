@@ -12,7 +12,7 @@ def check_runner(workers: int | None, ray: str | None) -> None:
     if ray is not None:
         from autocompress.searching.ray_runner import check_ray
 
-        check_ray(workers)
+        check_ray(ray, workers)
     elif workers is not None:
         check_workers(workers)
 

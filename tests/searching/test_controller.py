@@ -105,6 +105,29 @@ def test_enqueueing_the_same_values_twice_changes_nothing_unless_again(journal, 
     assert controller.proposals == 2
 
 
+def test_what_is_under_way_is_not_proposed_again_and_told_when_it_is_known(journal, small, answer):
+    """A space of 8 plans asked for 8 at once: each once; draws of the same plans wait, and are told with it."""
+    controller = start(journal, small)
+    asked = []
+    while (proposal := controller.ask()) is not None:
+        asked.append(proposal)
+    assert len({proposal.plan for proposal in asked}) == len(asked) == 8
+    waiting = states(journal).count("RUNNING")
+    assert waiting > 8
+    for proposal in asked:
+        controller.tell(proposal.number, answer(proposal))
+    assert states(journal) == ["COMPLETE"] * waiting
+
+
+def test_a_kill_with_several_under_way_proposes_them_again(journal, small, answer):
+    before = start(journal, small)
+    asked = [before.ask() for _ in range(3)]
+    before.tell(asked[1].number, answer(asked[1]))
+    after = start(journal, small, [answer(asked[1])])
+    again = [after.ask() for _ in range(2)]
+    assert {proposal.plan for proposal in again} == {asked[0].plan, asked[2].plan}
+
+
 def test_the_seed_of_the_search_is_in_every_plan_that_recovers(journal, large):
     controller = start(journal, large, seed=11)
     controller.enqueue(large.uniform(keep=0.5, recover=True), "seed")

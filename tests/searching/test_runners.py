@@ -12,6 +12,7 @@ import psutil
 import pytest
 from torch import Tensor, nn
 
+import autocompress
 from autocompress.errors import ConfigError, MeasureError, StorageError
 from autocompress.hardware import cores
 from autocompress.pipeline import Workshop, evaluate
@@ -23,6 +24,7 @@ from autocompress.searching.local_runner import LOG, LocalRunner, check_workers
 from autocompress.searching.runner import InProcess, Runner
 from autocompress.searching.runners import open_runner
 from tests.searching.conftest import PLANS, MakeShop
+from tests.tiny import mlp, task_of
 
 two = pytest.mark.skipif(cores() < 2, reason="two workers need two cores")
 DEADLY = Plan(layers={"first": LayerPlan(mask=Mask(0.5))}, distill=Distill(steps=2))
@@ -173,6 +175,23 @@ def test_a_full_disk_in_a_process_ends_the_search(make_shop: MakeShop, proposals
     finally:
         runner.close()
     assert (shop.root / LOG).is_file()
+
+
+@two
+def test_a_staged_search_by_two_processes_goes_on_in_one(tmp_path: Path) -> None:
+    """Recovery waits for what it depends on; nothing is evaluated twice, and the number may differ on resume."""
+    space = tmp_path / "space.yaml"
+    space.write_text("layers: [{match: '*', precision: [fp32, int8-dynamic, int8]}]\ndistill: {steps: [0, 3]}\n")
+    task, options = task_of(mlp()), {"space": space, "hardware": "raspberry-pi-5", "out": tmp_path / "run"}
+    first = [t.fingerprint for t in autocompress.search(task, **options, max_trials=12, workers=2).trials]
+    run = autocompress.search(task, **options, max_trials=14)
+    assert [trial.number for trial in run.trials] == list(range(14))
+    assert len({trial.fingerprint for trial in run.trials}) == 14
+    assert [t.fingerprint for t in run.trials[:12]] == first
+    assert run.trials[0].origin == "dense"
+    rungs = [trial.rung for trial in run.trials]
+    assert rungs == sorted(rungs)
+    assert rungs[-1] == 1
 
 
 # A machine that does not see the run folder

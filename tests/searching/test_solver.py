@@ -147,6 +147,23 @@ def test_an_interrupted_search_goes_on(world):
     assert rest[0].number == 6
 
 
+def test_what_is_under_way_is_not_proposed_again(world):
+    """Three at a time: the same corners first, nothing twice, and as many in all as one at a time."""
+    made = world()
+    one, three = made.follow(made.solver()), []
+    solver, under_way = made.solver(), []
+    while True:
+        while len(under_way) < 3 and (proposal := solver.ask()) is not None:
+            under_way.append(proposal)
+        if not under_way:
+            break
+        first = under_way.pop(0)
+        three.append(made.trial(len(three), first.plan, first.origin))
+        solver.tell(first.number, three[-1])
+    assert [t.plan for t in three[:3]] == [Plan(), uniform(1), uniform(2)]
+    assert len({t.fingerprint for t in three}) == len(three) == len(one)
+
+
 def test_failures_are_not_proposed_again_and_teach_nothing(world):
     made = world()
     solver, asked = made.solver(), []
