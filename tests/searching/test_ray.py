@@ -21,7 +21,6 @@ from autocompress.front import Front
 from autocompress.records import Trial
 from autocompress.searching.ray_runner import check_ray, shared_out
 from autocompress.searching.status import Silent
-from autocompress.tasks.task import Task
 from tests.tiny import _one_thread, mlp, task_of  # noqa: F401
 
 pytest.importorskip("ray", reason="Ray is not installed")
@@ -36,6 +35,7 @@ ENVIRONMENT = {
     "RAY_TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
 HARDWARE = "raspberry-pi-5"
+README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
 TRIALS = 7
 
 
@@ -96,7 +96,7 @@ def test_a_search_outlives_a_node(cluster: Any, space: Path, tmp_path: Path) -> 
 
 
 def test_tune_searches_with_constraints_and_failures(cluster: Any, tmp_path: Path) -> None:
-    """Oracles: Tune's own table, and the trials in Optuna's journal as Optuna reads them."""
+    """The README's lines. Oracles: Tune's own table, and the trials in Optuna's journal as Optuna reads them."""
     from ray import tune
     from ray.tune.search import Searcher
 
@@ -107,21 +107,26 @@ def test_tune_searches_with_constraints_and_failures(cluster: Any, tmp_path: Pat
             raise ValueError("planted")
         return nn.functional.cross_entropy(logits, targets)
 
-    task: Task = task_of(mlp(), loss=loss)
     folder = tmp_path / "run"
     space = tmp_path / "space.yaml"
     space.write_text("layers: [{match: '*', precision: [fp32, int8-dynamic, int8]}]\ndistill: {steps: [0, 3]}\n")
-    trainable, searcher = autocompress.ray_tune(
-        task, out=folder, space=space, hardware=HARDWARE, max_size=5000, sampler="random", ray=cluster.address
-    )
-    tuner = tune.Tuner(
-        trainable,
-        tune_config=tune.TuneConfig(
-            search_alg=searcher, metric="latency_ratio", mode="min", num_samples=3, reuse_actors=True
-        ),
-        run_config=tune.RunConfig(storage_path=str(tmp_path / "tune"), name="tiny", verbose=0),
-    )
-    grid = tuner.fit()
+    code = next(block for block in README.split("```python\n") if "autocompress.ray_tune" in block).split("```")[0]
+    for shown, run_here in {
+        'out="runs/tuned", max_drop="1pt"': "**options",
+        "num_samples=20": "num_samples=3, reuse_actors=True",
+        "tune_config=config": "tune_config=config, run_config=quiet",
+    }.items():
+        assert shown in code
+        code = code.replace(shown, run_here)
+    names: dict[str, Any] = {
+        "autocompress": autocompress,
+        "task": task_of(mlp(), loss=loss),
+        "options": {"out": folder, "space": space, "hardware": HARDWARE, "max_size": 5000, "sampler": "random",
+                    "ray": cluster.address},
+        "quiet": tune.RunConfig(storage_path=str(tmp_path / "tune"), name="tiny", verbose=0),
+    }  # fmt: skip
+    exec(code, names)
+    grid, searcher = names["results"], names["searcher"]
     run = autocompress.Run(folder)
     asked = [trial for trial in run.trials if trial.proposal >= 0]
     failed = [trial for trial in asked if trial.state == "FAILED"]
