@@ -167,9 +167,8 @@ class Controller:
         if self._known.get(trial.fingerprint) is None and trial.measured:
             with storage_errors(self._journal):
                 self._study.add_trial(self._finished(values, trial, {PLAN: trial.fingerprint}))
-        self._known[trial.fingerprint] = trial
+        self._remember(trial)
         self._values[trial.fingerprint] = dict(values)
-        self._spent += [sum(trial.seconds.values())] if trial.measured else []
 
     def ask(self, left_s: float = math.inf) -> Proposal | None:
         """The next plan that was not evaluated before; None when the space seems exhausted, or the time is.
@@ -196,8 +195,7 @@ class Controller:
 
     def tell(self, number: int, trial: Trial) -> None:
         """Learn the outcome of a proposal; a trial without figures counts as failed."""
-        self._known[trial.fingerprint] = trial
-        self._spent += [sum(trial.seconds.values())] if trial.measured else []
+        self._remember(trial)
         asked = self._asked.pop(number)
         with storage_errors(self._journal):
             if not trial.measured:
@@ -206,6 +204,12 @@ class Controller:
             for name, value in self._violations(trial).items():
                 asked.set_constraint(name, value)
             self._study.tell(number, _objectives(trial))
+
+    def _remember(self, trial: Trial) -> None:
+        """Keep a trial; a repetition takes no seconds."""
+        if trial.measured and trial.fingerprint not in self._known:
+            self._spent.append(sum(trial.seconds.values()))
+        self._known[trial.fingerprint] = trial
 
 
 def typical_seconds(trials: Iterable[Trial]) -> float:

@@ -431,7 +431,9 @@ class Staged:
                     return
                 yield proposal
             return
-        below = list(self._recovered(t for t in self._trials.values() if t.rung == rung - 1 and self._worth(t)).values())
+        below = list(
+            self._recovered(t for t in self._trials.values() if t.rung == rung - 1 and self._worth(t)).values()
+        )
         ordered = self._best(below, len(below))
         count = math.ceil(len(below) / ETA)
         for place, trial in enumerate(ordered):

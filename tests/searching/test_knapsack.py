@@ -33,9 +33,7 @@ SPACES = {
 def planted(space, seed=0):
     """Losses drawn for every level: none for the first, more for each lighter one."""
     draw = np.random.default_rng(seed)
-    return {
-        v.name: (0.0, *np.cumsum(draw.lognormal(-4, 1.5, len(v.levels) - 1)).tolist()) for v in space.structure
-    }
+    return {v.name: (0.0, *np.cumsum(draw.lognormal(-4, 1.5, len(v.levels) - 1)).tolist()) for v in space.structure}
 
 
 def knapsack_of(space, limits=None, seed=0, **changes):
