@@ -8,7 +8,7 @@ import pytest
 
 from autocompress.errors import SpaceError
 from autocompress.plan import Gradual
-from autocompress.rules import DistillDefault, load_space
+from autocompress.rules import DistillDefault, SolveRule, load_space
 
 
 @pytest.fixture
@@ -224,7 +224,7 @@ def test_what_the_integer_program_cannot_choose_is_refused(write, text, messages
         assert message in str(caught.value)
 
 
-def test_a_space_is_searched_jointly_unless_it_says_otherwise(write):
+def test_a_space_is_searched_in_stages_unless_it_says_otherwise(write):
     assert load_space(write("description: x\n")).strategy == "staged"
     rules = load_space(write("strategy: solve\nlayers: [{precision: [fp32, int8], weight_bits: [8, 4]}]\n"))
     assert (rules.strategy, rules.solve.points, rules.solve.by_size) == ("solve", 40, False)
@@ -233,3 +233,29 @@ def test_a_space_is_searched_jointly_unless_it_says_otherwise(write):
 @pytest.mark.parametrize(("solve", "by_size"), [("sweep: size", True), ("max_size: 0.5", True), ("refine: 2", False)])
 def test_bytes_count_where_they_are_swept_or_limited(write, solve, by_size):
     assert load_space(write(f"strategy: solve\nsolve: {{{solve}}}\n")).solve.by_size == by_size
+
+
+@pytest.mark.parametrize("strategy", ["staged", "joint"])
+def test_a_strategy_takes_the_place_of_the_spaces_own(write, strategy):
+    file = write("strategy: solve\nsolve: {points: 12}\nlayers: [{precision: [fp32, int8]}]\n")
+    assert load_space(file).solve.points == 12
+    other = load_space(file, strategy)
+    assert (other.strategy, other.solve) == (strategy, SolveRule())
+    assert other.layers == load_space(file).layers
+
+
+def test_a_space_of_bits_alone_can_be_solved(write):
+    file = write("layers: [{precision: [fp32, int8]}]\n")
+    assert load_space(file, "solve").strategy == "solve"
+    assert load_space(file, None).strategy == "staged"
+    assert load_space("mixed-precision", "solve") == load_space("mixed-precision")
+
+
+def test_what_the_program_cannot_choose_is_refused_of_an_override_too(write):
+    with pytest.raises(SpaceError, match="strategy 'solve' chooses precision and weight_bits alone, but got groups"):
+        load_space(write("groups: {heads: [1.0, 0.5]}\n"), "solve")
+
+
+def test_an_unknown_strategy_shows_near_names(write):
+    with pytest.raises(SpaceError, match="--strategy 'stage' is unknown; did you mean 'staged'"):
+        load_space(write("description: x\n"), "stage")

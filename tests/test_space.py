@@ -465,3 +465,55 @@ def test_groups_outside_any_block_are_choices_too(profile):
     lone = LayerTable((), (Group("g/neurons", "neurons", 16),), 0)
     space = build_space(SpaceRules(name="x", groups={"neurons": [1.0, 0.5]}), lone, profile)  # type: ignore[arg-type]
     assert space.decode({"keep:g/neurons": 1}) == Plan({"g/neurons": Prune(8)})
+
+
+# structure and recovery apart
+
+
+def test_variables_are_of_the_structure_or_of_the_recovery(joint):
+    names = {v.name for v in joint.variables}
+    assert {v.name for v in joint.recovery} == {"soft_weight", "temperature", "learning_rate"}
+    assert {v.name for v in joint.structure} == names - {"soft_weight", "temperature", "learning_rate", "steps"}
+    assert joint.steps == (10, 20)
+
+
+def test_a_space_without_recovery_has_none(make_space):
+    space = make_space({"groups": {"heads": [1.0, 0.5]}})
+    assert (space.recovery, space.steps, space.structure) == ((), (), space.variables)
+    assert space.untrained().variables == space.variables
+
+
+def test_a_space_of_recovery_alone_has_no_structure(make_space):
+    space = make_space({"distill": {"steps": [10], "temperature": {"low": 2.0, "high": 2.0}}})
+    assert space.structure == space.untrained().variables == ()
+    assert [v.name for v in space.recovery] == ["soft_weight", "learning_rate"]
+    assert space.steps == (10,)
+    assert space.untrained().decode({}) == Plan()
+
+
+@given(st.data())
+def test_the_untrained_space_means_the_same_without_the_recovery(joint, data):
+    """Oracle: the plan of the whole space with its recovery taken off."""
+    values = drawn(data, joint)
+    plan = joint.decode(values, seed=7)
+    assert joint.untrained().decode(values, seed=7) == Plan(
+        plan.groups, plan.layers, mask=plan.mask, repair=plan.repair
+    )
+
+
+@given(st.data())
+def test_a_recovery_put_on_later_is_the_one_of_the_whole(joint, data):
+    """Oracle: `decode` of all values at once."""
+    values = drawn(data, joint)
+    plain = joint.untrained().decode(values)
+    assert joint.recovery_of(values, plain) == joint.decode(values).distill
+
+
+def test_recoveries_by_hand(joint, make_space):
+    settings = {"soft_weight": 0.25, "temperature": 4.0, "learning_rate": 5e-4}
+    assert joint.recovery_of({**settings, "steps": 0}, Plan()) is None
+    assert joint.recovery_of({**settings, "steps": 2}, Plan()) == Distill(0.25, 4.0, 5e-4, 20)
+    assert joint.recovery_of({**settings, "soft_weight": 0.0, "steps": 1}, Plan()) == Distill(0.0, 3.0, 5e-4, 10)
+    assert joint.recovery_of({"steps": 1}, Plan()) == Distill(0.9, 3.0, 2e-4, 10)
+    held = make_space({"distill": {"steps": [30], "temperature": {"low": 5.0, "high": 5.0}}})
+    assert held.recovery_of({**settings, "steps": 0}, Plan()) == Distill(0.25, 5.0, 5e-4, 30)

@@ -170,9 +170,8 @@ class Controller:
         if self._known.get(trial.fingerprint) is None and trial.measured:
             with storage_errors(self._journal):
                 self._study.add_trial(self._finished(values, trial, {PLAN: trial.fingerprint}))
-        self._known[trial.fingerprint] = trial
+        self._remember(trial)
         self._values[trial.fingerprint] = dict(values)
-        self._spent += [sum(trial.seconds.values())] if trial.measured else []
         for each in self._under_way.pop(trial.fingerprint, ()):
             self._tell(each, trial)
 
@@ -205,8 +204,7 @@ class Controller:
 
     def tell(self, number: int, trial: Trial) -> None:
         """Learn the outcome of a proposal; a trial without figures counts as failed."""
-        self._known[trial.fingerprint] = trial
-        self._spent += [sum(trial.seconds.values())] if trial.measured else []
+        self._remember(trial)
         for each in dict.fromkeys([number, *self._under_way.pop(trial.fingerprint, ())]):
             self._tell(each, trial)
 
@@ -219,6 +217,12 @@ class Controller:
             for name, value in self._violations(trial).items():
                 asked.set_constraint(name, value)
             self._study.tell(number, _objectives(trial))
+
+    def _remember(self, trial: Trial) -> None:
+        """Keep a trial; a repetition takes no seconds."""
+        if trial.measured and trial.fingerprint not in self._known:
+            self._spent.append(sum(trial.seconds.values()))
+        self._known[trial.fingerprint] = trial
 
 
 def typical_seconds(trials: Iterable[Trial]) -> float:

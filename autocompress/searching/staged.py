@@ -450,9 +450,8 @@ class Staged:
                     return
                 yield proposal
             return
-        below = list(
-            self._recovered(t for t in self._trials.values() if t.rung == rung - 1 and self._worth(t)).values()
-        )
+        under = (trial for trial in self._trials.values() if trial.rung == rung - 1 and self._worth(trial))
+        below = list(self._recovered(under).values())
         ordered = self._best(below, len(below))
         count = math.ceil(len(below) / ETA)
         for place, trial in enumerate(ordered):

@@ -123,9 +123,10 @@ def counting(monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None) -> lis
 def test_after_a_kill_nothing_is_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = any_task("vit")
     options = options_of(bank_of(task, tmp_path))
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         counting(patch, stop_at=3)
-        losses(bank_of(task, tmp_path), options)
+        with pytest.raises(KeyboardInterrupt):
+            losses(bank_of(task, tmp_path), options)
     said: list[str] = []
     computed = counting(monkeypatch)
     first = losses(bank_of(task, tmp_path), options, say=said.append)

@@ -1,4 +1,4 @@
-"""Oracles: losses by `losses` and `sensitivities` one by one, and a planted product of a variable's and a level's part."""
+"""Oracles: `losses` of each choice by itself, and a planted product of a variable's and a level's part."""
 
 from __future__ import annotations
 

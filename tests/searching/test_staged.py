@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from autocompress.pareto import hypervolume, nondominated, reference_point
-from autocompress.plan import Plan
+from autocompress.plan import Distill, Plan
+from autocompress.searching import staged as module
 from autocompress.searching.atoms import Atoms
-from autocompress.searching.controller import Controller
+from autocompress.searching.controller import Controller, Proposal
 from autocompress.searching.knapsack import Knapsack
 from autocompress.searching.parts import parts_of
 from autocompress.searching.rungs import ETA
@@ -144,6 +145,12 @@ def world(make_trial, make_space):
     return make
 
 
+@pytest.fixture(autouse=True)
+def _few_budgets(monkeypatch):
+    """A small space needs no 40 of them, and each is an integer program."""
+    monkeypatch.setattr(module, "POINTS", 12)
+
+
 @pytest.fixture
 def journal(tmp_path):
     return tmp_path / "study.journal"
@@ -156,8 +163,7 @@ def plans(trials):
 # without recovery
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("maximize", [True, False], ids=["accuracy", "loss"])
+@pytest.mark.parametrize(("seed", "maximize"), [(0, True), (1, True), (2, False)], ids=["0", "1", "minimized"])
 def test_the_true_front_is_nearly_reached_and_faster_than_by_chance(world, journal, seed, maximize):
     """Oracle: the hypervolume of all 168 plans; as many plans drawn at random, the mean of 20 draws."""
     made = world(STRUCTURE, seed=seed, maximize=maximize)
@@ -236,7 +242,13 @@ def test_time_is_divided_between_the_stages(world, journal):
     assert set(rungs) == {0, 1, 2}
     first = next(i for i, rung in enumerate(rungs) if rung)
     assert 10 * first <= UNTRAINED_SHARE * 2000 + 10
-    assert 1900 < made.now <= 2000
+    assert made.now <= 2000
+
+
+def test_recovery_begins_in_time_even_while_refinements_still_gain(world, journal):
+    trials = run_both(world(), journal, 250.0)
+    first = next(i for i, trial in enumerate(trials) if trial.rung)
+    assert first == math.ceil((UNTRAINED_SHARE * 250) / 10), "the first that would begin later than that share"
 
 
 def test_steps_of_each_rung_are_those_of_the_space(world, journal):
@@ -302,21 +314,48 @@ def test_one_in_three_structures_is_promoted_and_the_front_before_the_rest(world
             assert trial.plan.distill.learning_rate == below[structure(trial.plan)].plan.distill.learning_rate
 
 
+def on_first_rung(made, count):
+    """Structures drawn at random, recovered for the fewest steps."""
+    draw = np.random.default_rng(0)
+    names = [plan for plan in made.every if plan != Plan()]
+    for number in draw.choice(len(names), count, replace=False):
+        plan = names[number]
+        made.trial(Proposal(-1, plan, "sampled"))
+        made.trial(Proposal(-1, replace(plan, distill=Distill(0.9, 2.0, 3e-4, 10)), "recovered", 1))
+
+
+def promote(made, journal):
+    """Structures that go on to the second rung."""
+    staged, found = made.staged(journal), []
+    for proposal in staged._climb(2, 40, math.inf):
+        staged.tell(proposal.number, made.trial(proposal))
+        found.append(structure(proposal.plan))
+    return found
+
+
 def test_where_a_rung_foretold_badly_twice_as_many_go_on(world, journal):
-    """Oracle: qualities on the second rung that turn the first one's order around."""
+    """Oracle: qualities on the second rung in the order of the first, or in the opposite one."""
+    for turned, least, most in ((False, 6, 6), (True, 7, 12)):
+        made = world()
+        on_first_rung(made, 18)
+        known = {structure(t.plan): t.quality for t in made.trials if t.rung == 1}
+        sign = -0.1 if turned else 0.1
+        made.quality = lambda plan, sign=sign, known=known: 0.5 + sign * known[structure(plan)]
+        found = promote(made, journal.with_name(f"{turned}.journal"))
+        assert least <= len(found) <= most
+        assert len(set(found)) == len(found)
+
+
+def test_several_recoveries_of_one_structure_are_promoted_once(world, journal):
+    """By hand: of 4 structures, one with 10 recoveries, two go on; the one with its best settings."""
     made = world()
-    plain = made.quality
-
-    def turned(plan):
-        return (
-            0.9 - 0.3 * plain(replace(plan, distill=None)) if plan.distill and plan.distill.steps == 40 else plain(plan)
-        )
-
-    made.quality = turned
-    trials = run_both(made, journal, 1e9)
-    below, above = ({structure(t.plan) for t in trials if t.rung == rung} for rung in (1, 2))
-    count = math.ceil(len(below) / ETA)
-    assert count < len(above) <= 2 * count
+    on_first_rung(made, 4)
+    plan = structure(made.trials[-1].plan)
+    for rate in np.geomspace(1e-4, 1e-3, 9):
+        recovery = Distill(0.9, 2.0, float(rate), 10)
+        made.trial(Proposal(-1, replace(plan, distill=recovery), "tuned", 1))
+    found = promote(made, journal)
+    assert len(found) == len(set(found)) == 2
 
 
 def test_what_is_too_slow_is_not_recovered(world, journal):
@@ -337,10 +376,8 @@ def test_a_failed_recovery_does_not_end_its_rung(world, journal):
     made = world()
     made.fails = lambda plan: plan.distill is not None and noise(plan.groups, len(plan.layers)) > 0
     trials = run_both(made, journal, 4000.0)
-    failed = [t for t in trials if t.state == "FAILED"]
-    done = [t for t in trials if t.rung == 1 and t.origin == "recovered" and t.state == "DONE"]
-    assert failed
-    assert len(done) > 3
+    states = [t.state for t in trials if t.rung == 1 and t.origin == "recovered"]
+    assert "DONE" in states[states.index("FAILED") :]
     assert len({t.fingerprint for t in trials}) == len(trials)
 
 
@@ -407,7 +444,7 @@ def test_one_seed_gives_the_same_proposals_again(world, tmp_path, sampler):
     assert proposals("c", 2) != first
 
 
-@pytest.mark.parametrize("killed", [1, 3, 12, 30, 50, 62])
+@pytest.mark.parametrize("killed", [1, 12, 25, 45])
 def test_a_resumed_search_goes_on_without_repeating(world, journal, killed):
     """Killed after so many candidates, in the midst of the next one."""
     made = world()

@@ -1,4 +1,4 @@
-"""Oracles: features counted by hand, planted seconds that a fit must find again, and the belief where nothing is known."""
+"""Oracles: features counted by hand, planted seconds that a fit must find again, the belief where nothing is known."""
 
 from __future__ import annotations
 

@@ -1,0 +1,136 @@
+"""The end of a search on planted figures: what steers, what is graded, and what the final front is chosen by.
+
+Oracle: three candidates of which the one that wins on select is the worst on confirm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from autocompress.budgets import Budgets, Drop
+from autocompress.plan import Plan
+from autocompress.records import Trial, read_trials, write_scores
+from autocompress.run import final_front
+from autocompress.searching import loop as searching
+from autocompress.searching.loop import Loop
+from autocompress.searching.status import Silent
+from autocompress.tasks.task import ACCURACY
+from tests.conftest import MakeTrial
+
+DENSE, LUCKY, SOUND, NEXT = range(4)
+
+
+@pytest.fixture
+def trials(make_trial: MakeTrial) -> list[Trial]:
+    """Ratio, select, confirm: dense 1.0/.90/.90; lucky .5/.91/.80; sound .6/.905/.89; next .55/.895/.895."""
+    figures = {
+        DENSE: (1.0, 0.90, 0.90),
+        LUCKY: (0.5, 0.91, 0.80),
+        SOUND: (0.6, 0.905, 0.89),
+        NEXT: (0.55, 0.895, 0.895),
+    }
+    made = [make_trial(number, *figures[number][:2], quality_confirm=figures[number][2]) for number in figures]
+    dense = make_trial(DENSE, *figures[DENSE][:2], plan=Plan(), quality_confirm=figures[DENSE][2], origin="dense")
+    return [dense, *made[1:]]
+
+
+@pytest.fixture
+def graded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Numbers of the trials in the order in which they were graded; the test figure is 0.5 for all."""
+    numbers: list[int] = []
+
+    def time_again(trial: Trial, _shop: Any) -> Any:
+        numbers.append(trial.number)
+        assert trial.latency is not None
+        return replace(trial.latency, tier="report")
+
+    monkeypatch.setattr(searching, "measure_again", time_again)
+    monkeypatch.setattr(searching, "score_artifact", lambda *_: SimpleNamespace(value=0.5))
+    monkeypatch.setattr(Loop, "_proposer", lambda _self: None)
+    return numbers
+
+
+def loop_of(root: Path, trials: list[Trial], budgets: Budgets) -> Loop:
+    task = SimpleNamespace(metric=ACCURACY, test=range(10), validation=range(10))
+    shop: Any = SimpleNamespace(task=task, root=root, artifact_folder=lambda plan: root / plan.fingerprint)
+    space: Any = None
+    return Loop(shop, space, budgets, list(trials), 60.0, 0.0, Silent(), lambda _front: None, max_trials=len(trials))
+
+
+def numbers(trials: tuple[Trial, ...]) -> list[int]:
+    return [trial.number for trial in trials]
+
+
+def test_the_winner_on_select_is_graded_but_not_on_the_final_front(
+    tmp_path: Path, trials: list[Trial], graded: list[int]
+) -> None:
+    """Without a budget the select winner beats all others; on confirm dense beats none and is beaten by none."""
+    slower = replace(trials[LUCKY].latency, ratio_best_dense=0.58)  # type: ignore[type-var]
+    trials[LUCKY] = trials[LUCKY].replace(latency=slower)
+    loop = loop_of(tmp_path, trials, Budgets())
+    loop.run()
+    assert graded == [DENSE, NEXT, LUCKY]
+    assert numbers(loop.front.points) == [NEXT, LUCKY]
+    front = final_front(loop.front, tmp_path)
+    assert front.part == "confirm"
+    assert numbers(front.points) == [NEXT, DENSE]
+
+
+def test_finalists_keep_the_budgets_on_confirm_and_make_room_for_the_next(
+    tmp_path: Path, trials: list[Trial], graded: list[int]
+) -> None:
+    """Lucky dominates the others on select; it loses 10 points on confirm, so that they are graded in its place."""
+    loop = loop_of(tmp_path, trials, Budgets(max_drop=Drop(0.02, False)))
+    loop.run()
+    assert graded == [DENSE, LUCKY, NEXT, SOUND]
+    assert loop.trials[LUCKY].state == "INFEASIBLE"
+    assert loop.trials[LUCKY].error == "it loses 10.00 points on the confirm part of validation, 2 points allowed"
+    assert numbers(final_front(loop.front, tmp_path).points) == [NEXT, DENSE]
+
+
+def test_the_search_is_steered_by_select_alone(tmp_path: Path, trials: list[Trial], graded: list[int]) -> None:
+    loop = loop_of(tmp_path, trials, Budgets(max_drop=Drop(0.02, False)))
+    before = [loop._violations(trial) for trial in trials], loop.front.hypervolume(), numbers(loop.front.points)
+    other = loop_of(tmp_path, [t.replace(quality_confirm=0.1) for t in trials], loop.budgets)
+    assert ([other._violations(t) for t in trials], other.front.hypervolume(), numbers(other.front.points)) == before
+
+
+def test_a_search_that_was_interrupted_grades_the_rest_and_keeps_the_ties(
+    tmp_path: Path, trials: list[Trial], graded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: the same search without an interruption."""
+    for trial in trials:
+        assert trial.artifact is not None
+        right = np.arange(200) < 200 * (trial.quality_confirm or 0.0)
+        write_scores(tmp_path / trial.artifact.path, right)
+    budgets = Budgets(max_drop=Drop(0.02, False))
+    whole = loop_of(tmp_path, trials, budgets)
+    whole.run()
+    expected = final_front(whole.front, tmp_path)
+    assert expected.ties == {trials[DENSE].fingerprint: (trials[NEXT].fingerprint,)}  # a single sample lies between
+
+    (tmp_path / "trials.jsonl").unlink()
+    graded.clear()
+    time_again = searching.measure_again
+
+    def interrupted(trial: Trial, shop: Any) -> Any:
+        if trial.number == NEXT:
+            raise KeyboardInterrupt
+        return time_again(trial, shop)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(searching, "measure_again", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            loop_of(tmp_path, trials, budgets).run()
+    known = {trial.number: trial for trial in (*trials, *read_trials(tmp_path / "trials.jsonl"))}
+    resumed = loop_of(tmp_path, list(known.values()), budgets)
+    resumed.run()
+    assert graded == [DENSE, LUCKY, NEXT, SOUND]
+    front = final_front(resumed.front, tmp_path)
+    assert (front.points, front.ties) == (expected.points, expected.ties)

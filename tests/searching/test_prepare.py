@@ -1,0 +1,104 @@
+"""Oracles: corners listed by hand; what a tiny model's search is prepared with, worked out again plainly."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from autocompress.budgets import Budgets
+from autocompress.compressing.losses import losses
+from autocompress.plan import Plan
+from autocompress.rules import SpaceRules
+from autocompress.searching.controller import Controller
+from autocompress.searching.prepare import SAMPLES, corners, make_staged
+from autocompress.searching.probe import DenseSetting, PrecisionFact, Probe
+from autocompress.searching.staged import Clock, Teller
+from autocompress.space import build_space
+from tests.tiny import any_task, bank_of, profile_of
+
+FACTS = (PrecisionFact("int8", 0.5, 0.49, 0.51, True, ""), PrecisionFact("int8-dynamic", 0.7, 0.6, 0.8, True, ""))
+PROBE = Probe((DenseSetting("openvino", 1, 0.008, 0.8), DenseSetting("onnxruntime", 1, 0.010, 1.0)), FACTS,
+              0.001, 0.1, 0.010)  # fmt: skip
+BITS = {"kind": "linear", "precision": ["fp32", "int8"], "share": "all"}
+
+
+# corners
+
+
+def test_shares_of_everything_come_middle_first_and_then_blocks_by_depth(make_space):
+    rules = {"groups": {"heads": [1.0, 0.5], "neurons": [1.0, 0.5, 0.25]}, "blocks": {"remove": True}, "layers": [BITS]}
+    space = make_space(rules)
+    found = [(origin, space.decode(values)) for origin, values in corners(space, PROBE)]
+    half, least = (("uniform", space.decode(space.uniform(keep=share, precision="int8"))) for share in (0.5, 0.25))
+    removed = ("seed", space.decode(space.uniform(precision="int8", removed=("net.1",))))
+    assert found == [removed, removed, least, half], "of two blocks, the upper half and every second one are the same"
+
+
+def test_ranks_where_nothing_can_be_pruned(make_space):
+    space = make_space({"layers": [{"kind": "linear", "precision": ["fp32", "int8"], "rank": [1.0, 0.5, 0.25]}]})
+    found = [values for _origin, values in corners(space, PROBE)]
+    assert found == [space.uniform(rank=rank, precision="int8") for rank in (0.25, 0.5)]
+
+
+def test_recipes_come_last(make_space):
+    recipe = {"recipe": "gradual", "sparsity": 0.5, "steps": 9}
+    space = make_space({"groups": {"heads": [1.0, 0.5]}, "layers": [BITS], "learn": [None, recipe]})
+    *_, (origin, values) = corners(space, PROBE)
+    assert origin == "seed"
+    assert space.decode(values).learn is not None
+    assert len(list(corners(space, PROBE))) == 2
+
+
+def test_bits_alone_have_no_corners(make_space):
+    assert list(corners(make_space({"layers": [BITS]}), PROBE)) == []
+
+
+# a prepared search
+
+
+def prepared(folder: Path, rules: dict[str, object], budgets: Budgets, said: list[str]):
+    task = any_task("bert")
+    bank = bank_of(task, folder)
+    space = build_space(SpaceRules.model_validate({"name": "x", **rules}), bank.table, profile_of())
+    shop = SimpleNamespace(bank=bank, table=bank.table, task=task, bench=None)
+    controller = Controller(folder / "study.journal", space.untrained(), True, lambda _trial: {})
+    teller = Teller(said.append, said.append)
+    clock = Clock(lambda: 0.0, 0.0, 1e6)
+    return make_staged(shop, space, PROBE, budgets, [], controller, clock, seed=0, teller=teller)
+
+
+def test_what_is_prepared_knows_losses_seconds_and_limits(tmp_path: Path) -> None:
+    rules = {"groups": {"neurons": [1.0, 0.5]}, "layers": [BITS], "distill": {"steps": [0, 10]}}
+    said: list[str] = []
+    staged = prepared(tmp_path, rules, Budgets(max_latency_s=0.006), said)
+    knapsack = staged.knapsack
+    assert said[0] == "losses"
+    assert said[1] == "losses of single choices: 3 of 3 measured, the others estimated"
+    assert knapsack.limits["latency"] == pytest.approx(0.006 * 0.98)
+    assert knapsack.work.seconds(Plan()) == pytest.approx(0.010)
+    space = staged.space.untrained()
+    for variable in space.structure:
+        plan = space.decode({**space.uniform(), variable.name: 1})
+        known = losses(bank_of(any_task("bert"), tmp_path), [plan], samples=SAMPLES)
+        assert tuple(knapsack.kl[variable.name]) == (0.0, pytest.approx(known[plan], rel=1e-3))
+
+
+def test_what_is_too_slow_or_learned_is_judged_so(tmp_path: Path, make_trial) -> None:
+    rules = {"groups": {"neurons": [1.0, 0.5]}, "distill": {"steps": [0, 10]}}
+    staged = prepared(tmp_path, rules, Budgets(max_latency_s=0.006), [])
+    assert staged._judge.fits(make_trial(0, 0.5, 0.1)), "fast enough, whatever it loses"
+    assert not staged._judge.fits(make_trial(0, 0.7, 0.9))
+    lost = staged._judge.lost([Plan()])
+    assert lost == {Plan(): 0.0}
+
+
+def test_recovery_alone_needs_no_program(tmp_path: Path) -> None:
+    said: list[str] = []
+    staged = prepared(tmp_path, {"distill": {"steps": [0, 10]}}, Budgets(), said)
+    assert staged.knapsack is None
+    assert said == []
+    proposal = staged.ask(math.inf)
+    assert (proposal.plan, proposal.origin, proposal.rung) == (Plan(), "seed", 0)
