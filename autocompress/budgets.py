@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 from autocompress.errors import ConfigError
-from autocompress.records import Trial
+from autocompress.records import Part, Trial
 
 _SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 #: Excess that is rounding: 0.90 - 0.89 is a little more than 0.01, and yet no more than one point.
@@ -107,17 +107,25 @@ class Budgets:
         """Whether anything is asked."""
         return any(value is not None for value in asdict(self).values())
 
-    def violations(self, trial: Trial, quality_dense: float, maximize: bool) -> dict[str, float]:
-        """Budget name to how far a measured trial is over it (0 or less: within); always the same names."""
+    def violations(self, trial: Trial, quality_dense: float, maximize: bool, part: Part = "select") -> dict[str, float]:
+        """Budget name to how far a measured trial is over it (0 or less: within); always the same names.
+
+        Args:
+            trial: measured.
+            quality_dense: of the dense model on the same part of validation.
+            maximize: whether more quality is better.
+            part: of validation that the quality is taken of.
+        """
         assert trial.latency is not None
-        assert trial.quality is not None
+        quality = trial.quality_on(part)
+        assert quality is not None
         result = {}
         if self.max_latency_s is not None:
             result["latency"] = latency_high(trial) / self.max_latency_s - 1
         if self.min_speedup is not None:
             result["speedup"] = trial.latency.ratio_best_dense_high * self.min_speedup - 1
         if self.max_drop is not None:
-            over = self.max_drop.lost(trial.quality, quality_dense, maximize) - self.max_drop.amount
+            over = self.max_drop.lost(quality, quality_dense, maximize) - self.max_drop.amount
             result["drop"] = over if over > ROUNDING else min(over, 0.0)
         if self.max_size_bytes is not None and trial.artifact is not None:
             result["size"] = trial.artifact.size_bytes / self.max_size_bytes - 1
@@ -134,11 +142,12 @@ class Budgets:
         if self.max_size_bytes is not None:
             yield f"takes at most {self.max_size_bytes / 1e6:.4g} MB"
 
-    def lacks(self, trial: Trial, quality_dense: float, maximize: bool) -> list[str]:
-        """What keeps a trial from fitting, in words."""
+    def lacks(self, trial: Trial, quality_dense: float, maximize: bool, part: Part = "select") -> list[str]:
+        """What keeps a trial from fitting, in words; arguments as of `violations`."""
         assert trial.latency is not None
-        assert trial.quality is not None
-        over = self.violations(trial, quality_dense, maximize)
+        quality = trial.quality_on(part)
+        assert quality is not None
+        over = self.violations(trial, quality_dense, maximize, part)
         words = []
         if over.get("latency", 0) > 0 and self.max_latency_s:
             words.append(
@@ -150,9 +159,10 @@ class Budgets:
                 f"it is {1 / trial.latency.ratio_best_dense_high:.3f}x faster (lower end), {self.min_speedup:g}x asked"
             )
         if over.get("drop", 0) > 0 and self.max_drop:
-            lost = self.max_drop.lost(trial.quality, quality_dense, maximize)
+            lost = self.max_drop.lost(quality, quality_dense, maximize)
             shown = f"{lost * 100:.3g} %" if self.max_drop.relative else f"{lost * self.max_drop.points:.2f} points"
-            words.append(f"it loses {shown} on validation, {self.max_drop} allowed")
+            where = "the confirm part of validation" if part == "confirm" else "validation"
+            words.append(f"it loses {shown} on {where}, {self.max_drop} allowed")
         if over.get("size", 0) > 0 and self.max_size_bytes and trial.artifact:
             words.append(
                 f"its file takes {trial.artifact.size_bytes / 1e6:.3g} MB, {self.max_size_bytes / 1e6:.3g} MB allowed"

@@ -1,32 +1,46 @@
-"""The front of a set of trials: which are non-dominated, which one fits a request. Pure, no files."""
+"""The front of a set of trials: by which figure they are judged, which are non-dominated, which one fits a request.
+
+Pure, no files.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autocompress.budgets import Budgets
 from autocompress.errors import NothingFitsError
 from autocompress.pareto import hypervolume, nondominated, reference_point, search_point
-from autocompress.records import Trial
+from autocompress.records import Part, Trial
 
 
 @dataclass(frozen=True)
 class Front:
-    """Trials of one run and the direction of their quality.
+    """Trials of one run, the direction of their quality, and by which figure they are judged.
+
+    A search under way is judged by the select part of validation. When it is over, the finalists are judged among
+    themselves by the confirm part, which the search never looked at: the best of many was lucky on what it was chosen
+    by.
 
     Attributes:
         trials: every evaluation.
         maximize: whether more quality is better.
         points_per_unit: 100 where quality is a fraction, else 1.
+        final: whether the search is over.
+        scores: fingerprint to per-sample scores on the confirm part, of finalists that have them; for `ties`.
     """
 
     trials: tuple[Trial, ...]
     maximize: bool
     points_per_unit: float = 100.0
+    final: bool = False
+    scores: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def dense(self) -> Trial | None:
@@ -38,15 +52,47 @@ class Front:
         """Trials with latency and quality that did not fail afterwards, within the budgets or not."""
         return tuple(t for t in self.trials if t.measured and t.state in ("DONE", "INFEASIBLE"))
 
+    @cached_property
+    def finalists(self) -> tuple[Trial, ...]:
+        """Trials that were graded as finalists; none before the search is over."""
+        return tuple(t for t in self.measured if t.graded) if self.final else ()
+
+    @cached_property
+    def part(self) -> Part:
+        """The part of validation that trials are judged by; select where a run knows of no other."""
+        known = all(t.quality_confirm is not None for t in self.measured)
+        return "confirm" if self.finalists and known else "select"
+
+    def quality(self, trial: Trial) -> float:
+        """What a measured trial is judged by."""
+        value = trial.quality_on(self.part)
+        assert value is not None
+        return value
+
+    @property
+    def judged(self) -> tuple[Trial, ...]:
+        """What the front is chosen from: the finalists, or before there are any, every measured trial."""
+        return self.finalists or self.measured
+
     @property
     def feasible(self) -> tuple[Trial, ...]:
-        """Measured trials within the budgets."""
-        return tuple(t for t in self.measured if t.state == "DONE")
+        """Judged trials within the budgets."""
+        return tuple(t for t in self.judged if t.state == "DONE")
 
     @property
     def points(self) -> tuple[Trial, ...]:
         """Non-dominated feasible trials by validation quality and latency ratio to the fastest dense, fast to slow."""
         return self._nondominated(self.feasible)
+
+    @cached_property
+    def ties(self) -> dict[str, tuple[str, ...]]:
+        """Fingerprint of a point to that of its faster neighbour, where its better quality lies within the noise."""
+        found: dict[str, tuple[str, ...]] = {}
+        for faster, slower in pairwise(self.points) if self.part == "confirm" else ():
+            ours, theirs = (self.scores.get(t.fingerprint) for t in (slower, faster))
+            if ours is not None and theirs is not None and within_noise(ours, theirs, self.maximize):
+                found[slower.fingerprint] = (faster.fingerprint,)
+        return found
 
     @property
     def references(self) -> tuple[Trial, ...]:
@@ -60,17 +106,16 @@ class Front:
         return self._nondominated(self.measured)
 
     def _nondominated(self, trials: Sequence[Trial]) -> tuple[Trial, ...]:
-        values = np.array([[_ratio(t), _quality(t)] for t in trials]).reshape(-1, 2)
+        values = np.array([[_ratio(t), self.quality(t)] for t in trials]).reshape(-1, 2)
         mask = nondominated(values, [False, self.maximize])
         return tuple(sorted((t for t, keep in zip(trials, mask, strict=True) if keep), key=_ratio))
 
     def clearly_dominated(self, trial: Trial, faster: float = 0.95, better: float = 0.01) -> bool:
         """Whether a measured trial is over 5 % faster than this one and better by over 0.01 of the quality's size."""
-        quality = _quality(trial)
+        quality = self.quality(trial)
         margin = better * max(abs(quality), 1e-9)
         return any(
-            _ratio(other) < faster * _ratio(trial)
-            and (_quality(other) - quality if self.maximize else quality - _quality(other)) > margin
+            _ratio(other) < faster * _ratio(trial) and self.lost(quality, self.quality(other)) > margin
             for other in self.measured
         )
 
@@ -78,15 +123,16 @@ class Front:
         """Of the feasible trials, in the coordinates of `pareto.search_point`; 0.0 before dense is measured."""
         if self.dense is None:
             return 0.0
-        points = [search_point(_ratio(t), _quality(t)) for t in self.feasible]
-        reference = reference_point(_quality(self.dense), self.maximize)
+        points = [search_point(_ratio(t), self.quality(t)) for t in self.feasible]
+        reference = reference_point(self.quality(self.dense), self.maximize)
         return hypervolume(points, reference, [False, self.maximize])
 
     def drop(self, trial: Trial) -> float | None:
         """Validation quality lost against dense, in the metric's unit; positive is worse."""
-        if self.dense is None or trial.quality is None:
+        quality = trial.quality_on(self.part)
+        if self.dense is None or quality is None:
             return None
-        return self.lost(trial.quality, _quality(self.dense))
+        return self.lost(quality, self.quality(self.dense))
 
     def lost(self, quality: float, dense: float) -> float:
         """How much worse a quality is than the dense one, in the metric's unit; 0.0, never -0.0, where equal."""
@@ -95,43 +141,55 @@ class Front:
     def choose(self, budgets: Budgets) -> Trial:
         """The trial that answers a request, by validation.
 
-        With a drop but no latency or speed-up asked, the fastest; otherwise the best quality.
+        With a drop but no latency or speed-up asked, the fastest; otherwise the best quality. Where no finalist keeps
+        what is asked, any other measured trial may.
 
         Raises:
             NothingFitsError: with the nearest miss and what it lacks.
         """
         if self.dense is None:
             raise NothingFitsError("the run holds no measured model yet")
-        quality_dense = _quality(self.dense)
-        fitting = [t for t in self.measured if fits(t, budgets, quality_dense, self.maximize)]
-        if fitting:
-            slow = budgets.max_latency_s is None and budgets.min_speedup is None
-            by_speed = slow and budgets.max_drop is not None
-            return min(fitting, key=_ratio) if by_speed else max(fitting, key=self._goodness)
+        dense = self.quality(self.dense)
+        slow = budgets.max_latency_s is None and budgets.min_speedup is None
+        for trials in (self.judged, self.measured):
+            fitting = [t for t in trials if fits(t, budgets, dense, self.maximize, self.part)]
+            if fitting:
+                by_speed = slow and budgets.max_drop is not None
+                return min(fitting, key=_ratio) if by_speed else max(fitting, key=self._goodness)
         nearest = self.nearest_miss(budgets)
-        lacks = "; ".join(budgets.lacks(nearest, quality_dense, self.maximize))
+        lacks = "; ".join(budgets.lacks(nearest, dense, self.maximize, self.part))
         raise NothingFitsError(f"no model fits; the nearest is {nearest.fingerprint} ({nearest.what}): {lacks}")
 
     def _goodness(self, trial: Trial) -> tuple[float, float]:
-        quality = _quality(trial)
+        quality = self.quality(trial)
         return (quality if self.maximize else -quality, -_ratio(trial))
 
     def nearest_miss(self, budgets: Budgets) -> Trial:
         """The measured trial with the least sum of budget violations, each relative to its budget."""
         assert self.dense is not None
-        quality_dense = _quality(self.dense)
+        dense = self.quality(self.dense)
 
         def distance(trial: Trial) -> float:
-            over = budgets.violations(trial, quality_dense, self.maximize)
+            over = budgets.violations(trial, dense, self.maximize, self.part)
             scale = {"drop": max(budgets.max_drop.amount, 1e-3) if budgets.max_drop else 1.0}
             return sum(max(0.0, value) / scale.get(name, 1.0) for name, value in over.items())
 
         return min(self.measured, key=distance)
 
 
-def fits(trial: Trial, budgets: Budgets, quality_dense: float, maximize: bool) -> bool:
-    """Whether a measured trial keeps every budget."""
-    return all(value <= 0 for value in budgets.violations(trial, quality_dense, maximize).values())
+def fits(trial: Trial, budgets: Budgets, quality_dense: float, maximize: bool, part: Part = "select") -> bool:
+    """Whether a measured trial keeps every budget, with its quality on a part of validation."""
+    return all(value <= 0 for value in budgets.violations(trial, quality_dense, maximize, part).values())
+
+
+def within_noise(ours: NDArray[Any], theirs: NDArray[Any], maximize: bool) -> bool:
+    """Whether what one model is better than another lies within the noise, at 95 %.
+
+    It does where ``mean(d) ≤ 1.96·sd(d)/√n`` for the differences d of their scores, ``(n,)`` each, of the very same
+    samples. Of hits and misses this is McNemar's comparison: only samples that one of the two gets right count.
+    """
+    gained = (ours.astype(float) - theirs) * (1 if maximize else -1)
+    return len(gained) < 2 or bool(gained.mean() <= 1.96 * gained.std(ddof=1) / np.sqrt(len(gained)))
 
 
 def _ratio(trial: Trial) -> float:
@@ -139,13 +197,12 @@ def _ratio(trial: Trial) -> float:
     return trial.latency.ratio_best_dense
 
 
-def _quality(trial: Trial) -> float:
-    assert trial.quality is not None
-    return trial.quality
-
-
 def front_entry(trial: Trial, front: Front, on_front: bool) -> dict[str, Any]:
-    """One row of ``autocompress front --json``."""
+    """One row of ``autocompress front --json``.
+
+    The validation figures are of ``validation_part``, which the front is chosen by: "select" while a search is under
+    way, "confirm" at the end, "all" in runs from before there were parts.
+    """
     dense, latency = front.dense, trial.latency
     assert latency is not None
     assert trial.artifact is not None
@@ -167,11 +224,15 @@ def front_entry(trial: Trial, front: Front, on_front: bool) -> dict[str, Any]:
         "latency_ratio_best_dense": latency.ratio_best_dense,
         "latency_ratio_best_dense_low": latency.ratio_best_dense_low,
         "latency_ratio_best_dense_high": latency.ratio_best_dense_high,
-        "quality_validation": trial.quality,
+        "validation_part": "all" if trial.quality_confirm is None else front.part,
+        "quality_validation": trial.quality_on(front.part),
+        "quality_select": trial.quality,
+        "quality_confirm": trial.quality_confirm,
         "quality_test": trial.quality_test,
         "quality_dense_test": dense_test,
         "drop_points_validation": front.points_per_unit * drop if drop is not None else None,
         "drop_points_test": drop_test,
+        "tied_with": list(front.ties.get(trial.fingerprint, ())),
         "size_bytes": trial.artifact.size_bytes,
         "size_bytes_dense": dense.artifact.size_bytes if dense and dense.artifact else None,
         "artifact": trial.artifact.path,

@@ -27,7 +27,7 @@ from autocompress.pipeline import Workshop, artifact_folder, build, open_worksho
 from autocompress.plan import Plan
 from autocompress.records import read_trials, storage_errors, write_atomic, write_json
 from autocompress.rules import SpaceRules, Strategy, load_space
-from autocompress.run import Run, make_budgets
+from autocompress.run import Run, final_front, make_budgets
 from autocompress.runtimes import model_file
 from autocompress.searching.controller import Sampler, check_sampler
 from autocompress.searching.loop import Loop, references
@@ -39,7 +39,7 @@ from autocompress.searching.status import Silent, Watcher
 from autocompress.space import SearchSpace, build_space, default_space
 from autocompress.survey import survey
 from autocompress.tasks.causal_lm import query_tokens
-from autocompress.tasks.task import Task
+from autocompress.tasks.task import MIN_DIVIDED, Task
 
 #: What `search` itself writes before `experiment.yaml`; a kill in between leaves no stranger.
 OWN = ("layers.json", "environment.json", "processor")
@@ -111,6 +111,8 @@ def search(
             "max_trials": max_trials, "workers": workers, "ray": ray,
         },
     )  # fmt: skip
+    for note in _part_notes(task):
+        watcher.say(note)
     with claimed(order.root):
         settle_folder(order)
         run = Run(order.root)
@@ -251,7 +253,7 @@ def _search(
     before = Run(order.root).state
     loop = open_loop(order, shop, runner, seconds, max_trials, watcher)
     reason = loop.run()
-    loop.saved(loop.front)
+    loop.saved(final_front(loop.front, order.root))
     state = {
         "spent_s": loop.elapsed_s,
         "search_s": before.get("search_s", 0.0) + loop.search_s,
@@ -292,7 +294,8 @@ def _resolved(
         "maximize": task.metric.maximize,
         "points": task.metric.points,
         "samples": {"train": len(task.train), "validation": len(task.validation), "test": len(task.test)},
-        "notes": list(task.notes),
+        "parts": {"select": len(task.parts.select), "confirm": len(task.parts.confirm)},
+        "notes": [*task.notes, *_part_notes(task)],
         "inputs": list(task.input_names),
         "classes": list(task.classes),
         "snippet": asdict(task.snippet) if task.snippet else None,
@@ -302,6 +305,15 @@ def _resolved(
         "space": rules.model_dump(mode="json"),
         "budgets": list(budgets.sentences()),
     }
+
+
+def _part_notes(task: Task) -> Iterator[str]:
+    """What a user should know of how validation is divided."""
+    if not task.parts.divided:
+        yield (
+            f"validation has {len(task.validation)} samples, which are too few to divide (under {MIN_DIVIDED}): the "
+            "search and the front are both judged by all of them, so that the front's figures flatter"
+        )
 
 
 @contextlib.contextmanager
@@ -379,10 +391,11 @@ def _refuse_another(run: Run, asked: Mapping[str, Any], resolved: Mapping[str, A
         ("identity", "model or data (fingerprint)"),
         ("hardware", "hardware profile"),
         ("space", "search space"),
+        ("parts", "parts of validation"),
     ):
-        if before["resolved"][key] != resolved[key]:
+        if before["resolved"].get(key) != resolved[key]:
             names = before.get(key), asked.get(key)
-            shown = names if names[0] != names[1] else _first_difference(before["resolved"][key], resolved[key])
+            shown = names if names[0] != names[1] else _first_difference(before["resolved"].get(key), resolved[key])
             differences.append(f"{meaning}: {shown[0]!r} there, {shown[1]!r} now")
     if differences:
         raise RunMismatchError(

@@ -30,7 +30,7 @@ CARD = """\
 | latency, {runtime}, {threads} thread(s) | {latency_ms:.3g} ms | {dense_ms} |
 | latency ratio to dense in the same runtime | {ratio:.3f} ({ratio_low:.3f} to {ratio_high:.3f}) | 1 |
 | latency ratio to the fastest dense fp32 | {best:.3f} ({best_low:.3f} to {best_high:.3f}) | 1 |
-| {metric}, validation | {validation} | {dense_validation} |
+| {metric}, {split} | {validation} | {dense_validation} |
 | {metric}, test (shown, not used to choose) | {test} | {dense_test} |
 | {graded} | {size} | {dense_size} |
 
@@ -304,8 +304,9 @@ def _card(
         best_low=latency.ratio_best_dense_low,
         best_high=latency.ratio_best_dense_high,
         metric=resolved["metric"],
-        validation=shown(trial.quality),
-        dense_validation=shown(dense.quality if dense else None),
+        split="validation" if trial.quality_confirm is None else f"validation ({front.part} part)",
+        validation=shown(front.quality(trial)),
+        dense_validation=shown(front.quality(dense) if dense else None),
         test=shown(trial.quality_test),
         dense_test=shown(dense.quality_test if dense else None),
         graded=_GRADED.get(trial.artifact.format, "file"),

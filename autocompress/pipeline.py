@@ -35,7 +35,7 @@ from autocompress.learn.gates import plan_widths
 from autocompress.learn.latency import LatencyFit, calibration_plans, fit_latency
 from autocompress.measure.decoding import open_graded
 from autocompress.measure.dense import AnyBench
-from autocompress.measure.queries import Query, read_queries, write_queries
+from autocompress.measure.queries import read_queries, write_queries
 from autocompress.plan import (
     INT4_GROUP,
     Cofi,
@@ -47,10 +47,10 @@ from autocompress.plan import (
     effective_layers,
     plan_from_json,
 )
-from autocompress.records import Artifact, Latency, Trial, storage_errors, write_atomic, write_json
+from autocompress.records import Artifact, Latency, Trial, storage_errors, write_atomic, write_json, write_scores
 from autocompress.runtimes import model_file
 from autocompress.tasks.causal_lm import decodes, query_tokens
-from autocompress.tasks.task import Examples, Task
+from autocompress.tasks.task import Examples, Metric, Task
 
 #: Queries of a workload of the data's own lengths.
 LENGTHS = 16
@@ -127,17 +127,33 @@ class _Clock:
 
 @dataclass(frozen=True)
 class Score:
-    """Quality of an artefact on a split.
+    """Quality of an artefact on some samples.
 
     Attributes:
         value: the task's metric.
         stderr: its standard error, or None where the metric is no mean over samples.
-        answer: the file's first output for the query that was asked, in the process that scored it.
+        per_sample: ``(n,)`` numbers whose mean is the metric, or None.
     """
 
     value: float
     stderr: float | None
-    answer: NDArray[Any] | None = None
+    per_sample: NDArray[Any] | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Grades:
+    """What scoring a file on validation gives.
+
+    Attributes:
+        select, confirm: on either part.
+        divergence: mean KL of the dense model's predictions to the file's, on the select part, where both are kept.
+        answer: the file's first output for the workload's first query.
+    """
+
+    select: Score
+    confirm: Score
+    divergence: float | None
+    answer: NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -168,12 +184,19 @@ def make(plan: Plan, shop: Workshop, rung: int = 0) -> Made:
     try:
         artifact = build(plan, shop, clock, rung)
         with clock.stage("score"):
-            score = score_artifact(artifact, shop, shop.task.validation, read_queries(shop.bench.inputs)[0])
+            found = score_validation(artifact, shop)
+            if found.confirm.per_sample is not None:
+                write_scores(shop.root / artifact.path, found.confirm.per_sample)
     except StorageError:
         raise
     except Exception as fault:
         return Made(trial.replace(error=f"{type(fault).__name__}: {fault}"))
-    return Made(trial.replace(artifact=artifact, quality=score.value, quality_stderr=score.stderr), score.answer)
+    graded = trial.replace(
+        artifact=artifact, divergence=found.divergence,
+        quality=found.select.value, quality_stderr=found.select.stderr,
+        quality_confirm=found.confirm.value, quality_confirm_stderr=found.confirm.stderr,
+    )  # fmt: skip
+    return Made(graded, found.answer)
 
 
 def measured(made: Made, root: Path, bench: AnyBench) -> Trial:
@@ -191,7 +214,8 @@ def measured(made: Made, root: Path, bench: AnyBench) -> Trial:
     except StorageError:
         raise
     except Exception as fault:
-        failed = trial.replace(quality=None, quality_stderr=None, artifact=None, seconds=clock.seconds)
+        blank = dict.fromkeys(("quality", "quality_stderr", "quality_confirm", "quality_confirm_stderr", "divergence"))
+        failed = trial.replace(**blank, artifact=None, seconds=clock.seconds)
         return failed.replace(error=f"{type(fault).__name__}: {fault}")
     return trial.replace(state="DONE", latency=latency, seconds=clock.seconds)
 
@@ -347,36 +371,69 @@ def save_weights(model: nn.Module, path: Path) -> None:
         write_atomic(path, safetensors.torch.save(state))
 
 
-def score_artifact(artifact: Artifact, shop: Workshop, examples: Examples, query: Query | None = None) -> Score:
-    """The task's metric of an exported file on a split, run in the profile's runtime.
+def score_artifact(artifact: Artifact, shop: Workshop, examples: Examples) -> Score:
+    """The task's metric of an exported file on a split; raises as `score_validation` does."""
+    outputs, _answer = _outputs(artifact, shop, examples)
+    return _score(outputs, examples.targets.numpy(), shop.task.metric, artifact)
+
+
+def score_validation(artifact: Artifact, shop: Workshop) -> Grades:
+    """The task's metric of an exported file on the select and on the confirm part of validation, in one pass.
+
+    The dense model's outputs on the select part are kept, for those that come after to be compared with.
 
     Args:
-        artifact: the file.
+        artifact: the file; run in the profile's runtime.
         shop: gives task and profile.
-        examples: the split.
-        query: answered as well, where given.
 
     Raises:
         ModelError: the metric gives no finite number.
     """
+    task = shop.task
+    outputs, answer = _outputs(artifact, shop, task.validation)
+    targets, rows = task.validation.targets.numpy(), task.parts.select
+    select, confirm = (
+        _score(outputs[part], targets[part], task.metric, artifact) for part in (rows, task.parts.confirm)
+    )
+    classes = task.metric.reduce is None and targets.ndim == 1 and targets.dtype.kind in "iu" and outputs.ndim == 2
+    distance = _divergence(artifact, outputs[rows], shop) if classes else None
+    return Grades(select, confirm, distance, answer)
+
+
+def _outputs(artifact: Artifact, shop: Workshop, examples: Examples) -> tuple[NDArray[Any], NDArray[Any]]:
+    """What the metric keeps of a file's outputs, ``(n, …)`` in the order of samples; its first query's output."""
     profile = shop.profile
     session = open_graded(shop.root / artifact.path, profile.runtime, profile.host_threads, profile.host_device)
-    answer = None if query is None else session.run(query)[0]
-    metric, targets = shop.task.metric, examples.targets.numpy()
-    outputs = None
+    answer = session.run(read_queries(shop.bench.inputs)[0])[0]
+    metric, outputs = shop.task.metric, None
     for rows, inputs, wanted in examples.batches(shop.task.score_batch):
         values = metric.kept(session.run(to_arrays(inputs))[0], wanted.numpy())
         if outputs is None:
             outputs = np.zeros((len(examples), *values.shape[1:]), dtype=values.dtype)
         outputs[rows] = values
     assert outputs is not None
+    return outputs, answer
+
+
+def _score(outputs: NDArray[Any], targets: NDArray[Any], metric: Metric, artifact: Artifact) -> Score:
     value = float(metric.score(outputs, targets))
     if not np.isfinite(value):
         raise ModelError(f"{metric.name} of {artifact.path} is {value}")
-    stderr = None
-    if metric.per_sample is not None and len(examples) > 1:
-        stderr = float(metric.per_sample(outputs, targets).std(ddof=1) / np.sqrt(len(examples)))
-    return Score(value, stderr, answer)
+    if metric.per_sample is None or len(targets) < 2:
+        return Score(value, None)
+    per_sample = metric.per_sample(outputs, targets)
+    return Score(value, float(per_sample.std(ddof=1) / np.sqrt(len(targets))), per_sample)
+
+
+def _divergence(artifact: Artifact, outputs: NDArray[Any], shop: Workshop) -> float | None:
+    """Of logits ``(n, classes)`` on the select part; None where nobody knows the dense model's."""
+    path = shop.root / "teacher" / f"select-{shop.task.identity}.npy"
+    if artifact.plan_fingerprint == Plan().fingerprint:
+        with storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, outputs)
+        return 0.0
+    return divergence(np.load(path), outputs) if path.is_file() else None
 
 
 def divergence(dense: NDArray[Any], outputs: NDArray[Any]) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import io
 import json
 import os
 import tempfile
@@ -16,6 +17,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from autocompress.errors import AutocompressError, RunMismatchError, StorageError
 from autocompress.plan import Plan, plan_from_json
 
@@ -23,6 +27,12 @@ State = Literal["DONE", "INFEASIBLE", "FAILED", "STOPPED"]
 Origin = Literal["dense", "uniform-int8", "uniform", "seed", "sampled", "solved", "refined", "tuned", "recovered"]
 Source = Literal["measured", "signature", "recorded", "predicted"]
 Tier = Literal["table", "search", "report", "full"]
+
+#: Part of the validation split: the search chooses by one, the front is chosen by the other at the end.
+Part = Literal["select", "confirm"]
+
+#: Per-sample scores of an artefact on the confirm part, beside it.
+SCORES = "scores.npy"
 
 
 @dataclass(frozen=True)
@@ -121,11 +131,12 @@ class Trial:
         origin: who proposed it.
         state: "DONE" (measured and within the budgets), "INFEASIBLE" (measured, over a budget),
             "FAILED" (`error` says why), "STOPPED" (interrupted).
-        quality: the task's metric on the artefact, validation split.
+        quality: the task's metric on the artefact, select part of validation (all of it in old runs).
         quality_stderr: its standard error, where the metric is a mean over samples.
-        quality_test: the same on the test split; only set for the front, never used to choose.
-        divergence: mean KL(dense ‖ artefact) of its predictions on the samples of `quality`, in nats; None where they
-            are too many to keep.
+        quality_confirm, quality_confirm_stderr: the same on the confirm part; None in old runs.
+        quality_test: the same on the test split; only set for finalists, never used to choose.
+        divergence: mean KL(dense ‖ artefact) of its predictions on the select part, in nats; None where they are too
+            many to keep.
         latency, artifact: None unless measured.
         seconds: stage name to wall-clock seconds.
         finished_s: seconds since the run's search began, pauses between resumes left out.
@@ -141,6 +152,8 @@ class Trial:
     rung: int = 0
     quality: float | None = None
     quality_stderr: float | None = None
+    quality_confirm: float | None = None
+    quality_confirm_stderr: float | None = None
     quality_test: float | None = None
     divergence: float | None = None
     latency: Latency | None = None
@@ -159,6 +172,20 @@ class Trial:
     def measured(self) -> bool:
         """Whether latency and quality are both known."""
         return self.latency is not None and self.quality is not None
+
+    @property
+    def graded(self) -> bool:
+        """Whether it was graded as a finalist: timed in fresh processes, and scored on the test split."""
+        timed = self.latency is not None and self.latency.tier in ("report", "full")
+        return timed and self.quality_test is not None
+
+    def quality_on(self, part: Part) -> float | None:
+        """The quality on a part of validation."""
+        return self.quality if part == "select" else self.quality_confirm
+
+    def stderr_on(self, part: Part) -> float | None:
+        """The standard error of `quality_on`."""
+        return self.quality_stderr if part == "select" else self.quality_confirm_stderr
 
     def replace(self, **changes: Any) -> Trial:
         """A copy with some fields changed."""
@@ -233,6 +260,23 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 def write_json(path: Path, data: object) -> None:
     """`write_atomic` of indented JSON."""
     write_atomic(path, json.dumps(data, indent=1) + "\n")
+
+
+def write_scores(artifact: Path, scores: NDArray[Any]) -> None:
+    """Keep per-sample scores ``(n,)`` beside an artefact, in single precision."""
+    file = io.BytesIO()
+    np.save(file, scores.astype(np.float32), allow_pickle=False)
+    write_atomic(artifact.with_name(SCORES), file.getvalue())
+
+
+def read_scores(root: Path, trials: Iterable[Trial]) -> dict[str, NDArray[Any]]:
+    """Fingerprint to per-sample scores, of those trials of a run folder that have them."""
+    found = {}
+    for trial in trials:
+        path = (root / trial.artifact.path).with_name(SCORES) if trial.artifact else None
+        if path is not None and path.is_file():
+            found[trial.fingerprint] = np.load(path, allow_pickle=False)
+    return found
 
 
 def append_line(path: Path, data: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from autocompress.errors import ConfigError, near
 from autocompress.front import Front, front_entries
 from autocompress.layers import LayerTable
 from autocompress.pick import Picked, write_pick
-from autocompress.records import Trial, read_trials, write_atomic
+from autocompress.records import Trial, read_scores, read_trials, write_atomic
 
 if TYPE_CHECKING:
     from autocompress.report.view import RunView
@@ -50,9 +50,10 @@ class Run:
 
     @property
     def front(self) -> Front:
-        """The front of what was evaluated so far."""
+        """The front of what was evaluated so far; of a finished run, of its finalists."""
         resolved = self.experiment["resolved"]
-        return Front(tuple(self.trials), bool(resolved["maximize"]), float(resolved["points"]))
+        front = Front(tuple(self.trials), bool(resolved["maximize"]), float(resolved["points"]))
+        return final_front(front, self.folder) if self.state.get("finished") else front
 
     @property
     def table(self) -> LayerTable:
@@ -91,7 +92,7 @@ class Run:
         *,
         formats: Sequence[str] = (),
     ) -> Picked:
-        """Write the model that fits into a folder of its own; chosen on validation.
+        """Write the model that fits into a folder of its own; chosen on validation, see `Front.choose`.
 
         Args:
             out: the folder to write.
@@ -142,7 +143,7 @@ class Run:
             probe=self._json("probe.json"),
             metric=resolved["metric"],
             maximize=front.maximize,
-            quality_dense=dense.quality if dense and dense.quality is not None else float("nan"),
+            quality_dense=front.quality(dense) if dense else float("nan"),
             quality_dense_test=dense.quality_test if dense else None,
             budgets=tuple(budgets.sentences()),
             status=self.status(),
@@ -150,6 +151,9 @@ class Run:
             nearest_miss=nearest,
             elsewhere=read_elsewhere(self.folder / MEASURED),
             sensitivities=tuple(self._json("sensitivity.json")),
+            part=front.part,
+            divided=_divided(resolved),
+            ties=front.ties,
         )
 
     def status(self) -> str:
@@ -173,6 +177,18 @@ class Run:
         """Share of the search's wall-clock that was spent on none of the stages of a candidate."""
         state = self.state
         return float(state["controller_s"] / state["search_s"]) if state.get("search_s") else 0.0
+
+
+def final_front(front: Front, folder: Path) -> Front:
+    """The front of a search that is over, with what the run folder keeps of its finalists' samples."""
+    over = replace(front, final=True)
+    return replace(over, scores=read_scores(folder, over.finalists))
+
+
+def _divided(resolved: Mapping[str, Any]) -> bool:
+    """Whether validation has two parts to tell apart; old runs have none, small splits twice the same."""
+    parts = resolved.get("parts")
+    return parts is not None and sum(parts.values()) <= resolved["samples"]["validation"]
 
 
 def make_budgets(

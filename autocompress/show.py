@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from autocompress.kernels import KernelFact
     from autocompress.toolbox import Compressed  # with torch, which `front` and `report` do without
 
+#: Marks a point that is tied in quality with its faster neighbour.
+TIED = "≈"
+
 #: Candidates between two status lines where there is no terminal to keep one.
 EVERY = 5
 
@@ -117,10 +120,16 @@ def front_table(entries: Sequence[dict[str, Any]], metric: str, title: str) -> T
     table = Table(
         title=escape(title), title_justify="left", caption_justify="left", box=None, pad_edge=False, expand=False
     )
+    parts = {entry["validation_part"] for entry in entries} - {"all"}
+    of = f" ({parts.pop()} part: chosen by)" if parts else " (chosen by)"
     table.caption = (
         "ratio: candidate / the fastest dense fp32 found here, 95 % interval; drop: points of "
-        f"{metric} lost against dense, on validation (chosen by) and test (shown); grey: reference, dominated"
+        f"{metric} lost against dense, on validation{of} and test (shown); grey: reference, dominated"
     )
+    if any(entry["tied_with"] for entry in entries):
+        table.caption += (
+            f"\n{TIED}: tied; the same validation samples do not show it better than its faster neighbour (95 %)"
+        )
     for heading in ("fingerprint", "latency", "ratio", "speed-up", "drop val", "drop test", "size"):
         table.add_column(heading, justify="left" if heading == "fingerprint" else "right", no_wrap=True)
     table.add_column("what was done", ratio=1)
@@ -130,7 +139,7 @@ def front_table(entries: Sequence[dict[str, Any]], metric: str, title: str) -> T
             f"{entry['latency_s'] * 1e3:.3g} ms",
             _interval(entry, "latency_ratio_best_dense"),
             f"{1 / entry['latency_ratio_best_dense']:.2f}x",
-            _points(entry["drop_points_validation"]),
+            (f"{TIED} " if entry["tied_with"] else "") + _points(entry["drop_points_validation"]),
             _points(entry["drop_points_test"]),
             f"{entry['size_bytes'] / 1e6:.2f} MB",
             escape(entry["what"]),

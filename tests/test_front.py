@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from autocompress.budgets import Budgets, Drop
 from autocompress.errors import NothingFitsError
-from autocompress.front import Front, fits, front_entries, front_entry
+from autocompress.front import Front, fits, front_entries, front_entry, within_noise
 from autocompress.plan import Plan
 
 
@@ -175,3 +177,146 @@ def test_front_entries_hold_the_references_that_are_not_on_the_front(trials, mak
         (0.6, False, "uniform-int8"), (1.0, True, "dense"),
     ]  # fmt: skip
     assert json.loads(json.dumps(entries)) == entries
+
+
+# the end of a search: by the confirm part, among the finalists
+
+
+def graded(trial):
+    return trial.replace(latency=replace(trial.latency, tier="report"), quality_test=0.5)
+
+
+@pytest.fixture
+def finished(make_trial):
+    """Ratio, select, confirm: dense 1.0/.90/.88; lucky .5/.95/.80; sound .55/.89/.87; slow .8/.90/.86; 4 not graded."""
+    return (
+        graded(make_trial(0, 1.0, 0.90, plan=Plan(), origin="dense", quality_confirm=0.88)),
+        graded(make_trial(1, 0.5, 0.95, quality_confirm=0.80)),
+        graded(make_trial(2, 0.55, 0.89, quality_confirm=0.87)),
+        graded(make_trial(3, 0.8, 0.90, quality_confirm=0.86)),
+        make_trial(4, 0.3, 0.70, quality_confirm=0.99),
+    )
+
+
+def test_a_search_under_way_is_judged_by_select(finished):
+    front = Front(finished, True)
+    assert (front.part, numbers(front.points)) == ("select", [4, 1])
+    assert front.drop(finished[1]) == pytest.approx(-0.05)
+
+
+def test_a_finished_search_is_judged_by_confirm_among_its_finalists(finished):
+    front = Front(finished, True, final=True)
+    assert (front.part, numbers(front.judged)) == ("confirm", [0, 1, 2, 3])
+    assert numbers(front.points) == [1, 2, 0]
+    assert front.drop(finished[1]) == pytest.approx(0.08)
+    assert front.drop(finished[4]) == pytest.approx(-0.11)
+
+
+def test_what_won_on_select_and_lost_on_confirm_is_not_on_the_final_front(finished):
+    worse = (*finished[:1], finished[1].replace(latency=finished[3].latency), *finished[2:])
+    assert 1 in numbers(Front(worse, True).points)
+    assert numbers(Front(worse, True, final=True).points) == [2, 0]
+
+
+@pytest.mark.parametrize(
+    "trials",
+    [
+        pytest.param(lambda found: [t.replace(quality_confirm=None) for t in found], id="old_run"),
+        pytest.param(lambda found: [found[0].replace(quality_confirm=None), *found[1:]], id="dense_of_an_old_run"),
+        pytest.param(lambda found: [t.replace(quality_test=None) for t in found], id="nothing_graded"),
+    ],
+)
+def test_without_confirm_figures_or_finalists_select_judges(finished, trials):
+    front = Front(tuple(trials(finished)), True, final=True)
+    assert front.part == "select"
+    assert front.drop(front.trials[1]) == pytest.approx(-0.05)
+
+
+@pytest.mark.parametrize(
+    ("budgets", "number"),
+    [
+        pytest.param(Budgets(max_drop=Drop(0.02, False)), 2, id="drop_on_confirm_fastest_finalist"),
+        pytest.param(Budgets(min_speedup=1.2), 2, id="speedup_best_finalist_on_confirm"),
+        pytest.param(Budgets(min_speedup=3.0), 4, id="what_no_finalist_keeps"),
+    ],
+)
+def test_choose_of_a_finished_search(finished, budgets, number):
+    assert Front(finished, True, final=True).choose(budgets).number == number
+
+
+def test_a_finished_search_tells_what_is_lacking_on_confirm(finished):
+    with pytest.raises(
+        NothingFitsError, match=r"loses 8\.00 points on the confirm part of validation, 7.9 points allowed"
+    ):
+        Front(finished[:4], True, final=True).choose(Budgets(None, 2.0, Drop(0.079, False)))
+
+
+def test_an_entry_says_which_part_its_figures_are_of(finished):
+    entry = front_entry(finished[1], Front(finished, True, final=True), True)
+    assert (entry["validation_part"], entry["quality_validation"]) == ("confirm", 0.80)
+    assert (entry["quality_select"], entry["quality_confirm"]) == (0.95, 0.80)
+    assert entry["drop_points_validation"] == pytest.approx(8.0)
+    before = front_entry(finished[1], Front(finished, True), True)
+    assert (before["validation_part"], before["quality_validation"]) == ("select", 0.95)
+    assert before["drop_points_validation"] == pytest.approx(-5.0)
+    old = finished[1].replace(quality_confirm=None)
+    assert front_entry(old, Front((old,), True, final=True), True)["validation_part"] == "all"
+
+
+# ties
+
+
+def hits(count, won, lost):
+    """Scores of two models on `count` samples: `won` that only the first gets right, `lost` only the second."""
+    ours, theirs = np.zeros(count), np.zeros(count)
+    ours[:won] = theirs[won : won + lost] = 1
+    ours[won + lost :] = theirs[won + lost :] = 1
+    return ours, theirs
+
+
+@pytest.mark.parametrize("count", [200, 5000])
+@pytest.mark.parametrize(("won", "lost"), [(1, 0), (3, 0), (4, 0), (10, 3), (11, 3), (40, 20), (40, 25), (5, 5)])
+def test_within_noise_is_mcnemars_comparison(count, won, lost):
+    """Closed form: (b − c)/n against 1.96·sqrt(((b + c)/n − ((b − c)/n)²)/(n − 1))."""
+    share, gain = (won + lost) / count, (won - lost) / count
+    expected = gain <= 1.96 * math.sqrt((share - gain**2) / (count - 1))
+    assert within_noise(*hits(count, won, lost), True) is expected
+
+
+def test_the_comparison_is_paired(make_trial):
+    """Ten of 400 that only one gets right and none the other way: 2.5 points, within two independent errors."""
+    ours, theirs = hits(400, 10, 0)
+    ours[200:] = theirs[200:] = 0
+    independent = 1.96 * math.hypot(*(s.std(ddof=1) / 20 for s in (ours, theirs)))
+    assert ours.mean() - theirs.mean() < independent
+    assert not within_noise(ours, theirs, True)
+
+
+def test_of_a_quality_that_is_minimized_less_is_an_advantage():
+    losses = np.random.default_rng(0).normal(20, 5, 300)
+    assert not within_noise(losses - 0.1, losses, False)
+    assert within_noise(losses + 0.1, losses, False)
+
+
+@pytest.mark.parametrize("samples", [0, 1])
+def test_one_sample_shows_nothing(samples):
+    assert within_noise(np.ones(samples), np.zeros(samples), True)
+
+
+def test_a_point_is_tied_with_its_faster_neighbour_where_that_is_not_shown_to_be_worse(finished):
+    """On the front are 1, 2 and 0: 2 is shown to be better than 1, dense is not shown to be better than 2."""
+    names = [t.fingerprint for t in finished]
+    fast, sound, dense = np.zeros(100), np.zeros(100), np.zeros(100)
+    fast[:80], sound[:87], dense[1:89] = 1, 1, 1
+    scores = {names[1]: fast, names[2]: sound, names[0]: dense}
+    front = Front(finished, True, final=True, scores=scores)
+    assert front.ties == {names[0]: (names[2],)}
+    told = {e["fingerprint"]: e["tied_with"] for e in front_entries(front)}
+    assert told == {names[1]: [], names[2]: [], names[0]: [names[2]]}
+
+
+def test_without_scores_or_before_the_end_nothing_is_tied(finished):
+    same = {t.fingerprint: np.ones(50) for t in finished}
+    assert Front(finished, True, scores=same).ties == {}
+    assert Front(finished, True, final=True).ties == {}
+    assert Front(finished, True, final=True, scores={finished[0].fingerprint: np.ones(50)}).ties == {}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +52,14 @@ def run(task: autocompress.Task, tmp_path_factory: pytest.TempPathFactory, space
     return autocompress.search(task, out=out, space=space, hardware="cpu-1-thread", budget="5m", max_trials=TRIALS)
 
 
+def hits(run: autocompress.Run, trial: autocompress.Trial, split: autocompress.Examples) -> np.ndarray:
+    """Which samples ONNX Runtime gets right from a trial's file: ``(n,)`` of 0 and 1."""
+    assert trial.artifact is not None
+    session = onnxruntime.InferenceSession(str(run.folder / trial.artifact.path))
+    logits = session.run(None, {"input": split.inputs["input"].numpy()})[0]
+    return (logits.argmax(-1) == split.targets.numpy()).astype(float)
+
+
 def test_search_evaluates_what_it_was_allowed(run: autocompress.Run) -> None:
     assert len(run.trials) == TRIALS
     assert [t.number for t in run.trials] == list(range(TRIALS))
@@ -81,10 +91,10 @@ def test_quality_is_of_the_artefact(run: autocompress.Run, task: autocompress.Ta
     """Oracle: ONNX Runtime on the file, by hand."""
     for trial in run.front.points:
         assert trial.artifact is not None
-        session = onnxruntime.InferenceSession(str(run.folder / trial.artifact.path))
-        for split, quality in ((task.validation, trial.quality), (task.test, trial.quality_test)):
-            logits = session.run(None, {"input": split.inputs["input"].numpy()})[0]
-            assert (logits.argmax(-1) == split.targets.numpy()).mean() == pytest.approx(quality, abs=0.01)
+        parts, validation = task.parts, hits(run, trial, task.validation)
+        assert validation[parts.select].mean() == pytest.approx(trial.quality, abs=0.01)
+        assert validation[parts.confirm].mean() == pytest.approx(trial.quality_confirm, abs=0.01)
+        assert hits(run, trial, task.test).mean() == pytest.approx(trial.quality_test, abs=0.01)
 
 
 def test_front_is_graded_on_test_and_timed_again(run: autocompress.Run) -> None:
@@ -100,7 +110,7 @@ def test_front_json_has_the_promised_keys(run: autocompress.Run) -> None:
         "fingerprint", "latency_s", "latency_source", "latency_ratio", "latency_ratio_best_dense",
         "latency_ratio_best_dense_low", "latency_ratio_best_dense_high", "quality_validation", "quality_test",
         "quality_dense_test", "drop_points_test", "size_bytes", "size_bytes_dense", "artifact", "artifact_dense",
-        "plan",
+        "plan", "validation_part", "quality_select", "quality_confirm", "drop_points_validation", "tied_with",
     }  # fmt: skip
     entries = run.entries()
     assert entries == json.loads((run.folder / "front.json").read_text())
@@ -110,6 +120,40 @@ def test_front_json_has_the_promised_keys(run: autocompress.Run) -> None:
         assert (run.folder / entry["artifact_dense"]).stat().st_size == entry["size_bytes_dense"]
 
 
+def test_the_front_of_a_finished_run_is_that_of_the_finalists_on_confirm(run: autocompress.Run) -> None:
+    """Oracle: every pair of finalists compared by hand."""
+    finalists = [t for t in run.trials if t.quality_test is not None]
+
+    def beats(one: autocompress.Trial, other: autocompress.Trial) -> bool:
+        figures = [(-t.latency.ratio_best_dense, t.quality_confirm) for t in (one, other)]  # type: ignore[union-attr]
+        return figures[0] != figures[1] and all(a >= b for a, b in zip(*figures, strict=True))  # type: ignore[operator]
+
+    expected = {t.fingerprint for t in finalists if not any(beats(other, t) for other in finalists)}
+    entries = {e["fingerprint"]: e for e in run.entries() if e["on_front"]}
+    assert set(entries) == expected
+    dense = run.front.dense
+    assert dense is not None
+    for trial in finalists:
+        if trial.fingerprint in entries:
+            entry = entries[trial.fingerprint]
+            assert entry["validation_part"] == "confirm"
+            assert entry["quality_validation"] == entry["quality_confirm"] == trial.quality_confirm
+            assert entry["quality_select"] == trial.quality
+            lost = 100 * (dense.quality_confirm - trial.quality_confirm)  # type: ignore[operator]
+            assert entry["drop_points_validation"] == pytest.approx(lost)
+
+
+def test_ties_are_those_of_the_files_own_hits(run: autocompress.Run, task: autocompress.Task) -> None:
+    """Oracle: McNemar's comparison of ONNX Runtime's hits on the confirm part, by hand."""
+    points = run.front.points
+    for faster, slower in itertools.pairwise(points):
+        ours, theirs = (hits(run, t, task.validation)[task.parts.confirm] for t in (slower, faster))
+        won, lost, n = ((ours > theirs).sum(), (ours < theirs).sum(), len(ours))
+        error = np.sqrt(((won + lost) / n - ((won - lost) / n) ** 2) / (n - 1))
+        tied = (won - lost) / n <= 1.96 * error
+        assert run.front.ties.get(slower.fingerprint, ()) == ((faster.fingerprint,) if tied else ())
+
+
 def test_best_dense_ratio_is_of_the_fastest_setting(run: autocompress.Run) -> None:
     probe = json.loads((run.folder / "probe.json").read_text())
     assert probe["best_dense"]["ratio"] == min(item["ratio"] for item in probe["dense"])
@@ -117,12 +161,12 @@ def test_best_dense_ratio_is_of_the_fastest_setting(run: autocompress.Run) -> No
 
 
 def test_the_same_call_again_finds_itself_done(run: autocompress.Run, task: autocompress.Task, space: Path) -> None:
-    before = (run.folder / "trials.jsonl").read_bytes()
+    before, entries = (run.folder / "trials.jsonl").read_bytes(), run.entries()
     again = autocompress.search(
         task, out=run.folder, space=space, hardware="cpu-1-thread", budget="5m", max_trials=TRIALS
     )
     assert (run.folder / "trials.jsonl").read_bytes() == before
-    assert again.front.points == run.front.points
+    assert again.entries() == entries == json.loads((run.folder / "front.json").read_text())
 
 
 def test_more_trials_continue_the_run(run: autocompress.Run, task: autocompress.Task, space: Path) -> None:
@@ -133,6 +177,31 @@ def test_more_trials_continue_the_run(run: autocompress.Run, task: autocompress.
     new = {t.number: t.fingerprint for t in again.trials}
     assert len(new) == TRIALS + 1
     assert {number: new[number] for number in old} == old
+    assert again.front.part == "confirm"
+    assert set(again.front.scores) == {t.fingerprint for t in again.trials if t.quality_test is not None}
+
+
+def test_a_run_from_before_there_were_parts_is_shown_but_not_continued(
+    run: autocompress.Run, task: autocompress.Task, tmp_path: Path, space: Path
+) -> None:
+    """Oracle: the front by `quality` of lines without the new fields."""
+    old = tmp_path / "old"
+    shutil.copytree(run.folder, old)
+    settings = yaml.safe_load((old / "experiment.yaml").read_text())
+    del settings["resolved"]["parts"]
+    (old / "experiment.yaml").write_text(yaml.safe_dump(settings))
+    lines = [json.loads(line) for line in (old / "trials.jsonl").read_text().splitlines()]
+    for line in lines:
+        del line["quality_confirm"], line["quality_confirm_stderr"]
+    (old / "trials.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    front = autocompress.Run.open(old).front
+    qualities = [t.quality for t in front.points]
+    assert qualities == sorted(qualities)  # type: ignore[type-var]
+    assert (front.part, front.ties) == ("select", {})
+    assert {e["validation_part"] for e in autocompress.Run.open(old).entries()} == {"all"}
+    assert "Confirm" not in autocompress.Run.open(old).report().read_text().split("<footer>")[0]
+    with pytest.raises(RunMismatchError, match=r"parts of validation: None there, .*'confirm': 200"):
+        autocompress.search(task, out=old, space=space, hardware="cpu-1-thread", budget="5m", max_trials=TRIALS)
 
 
 def test_two_searches_never_share_a_folder(run: autocompress.Run, task: autocompress.Task) -> None:
@@ -269,6 +338,7 @@ def test_experiment_yaml_says_what_would_repeat_the_run(run: autocompress.Run) -
     data = yaml.safe_load((run.folder / "experiment.yaml").read_text())
     assert data["hardware"] == "cpu-1-thread"
     assert data["resolved"]["samples"] == {"train": 1000, "validation": 400, "test": 397}
+    assert data["resolved"]["parts"] == {"select": 200, "confirm": 200}
     assert data["resolved"]["space"]["name"] == "short"
 
 

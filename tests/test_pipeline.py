@@ -45,9 +45,9 @@ from autocompress.plan import (
     plan_from_json,
 )
 from autocompress.plan.check import removed_layers
-from autocompress.records import Trial, storage_errors, trial_from_json
-from autocompress.tasks.task import Metric, Task
-from tests.tiny import bank_of, bert, mlp, profile_of, run, task_of, tensors
+from autocompress.records import Trial, read_scores, storage_errors, trial_from_json
+from autocompress.tasks.task import ACCURACY, Metric, Task
+from tests.tiny import bank_of, bert, mlp, profile_of, run, task_of, tensors, texts
 
 BLOCK = "bert.encoder.layer.0"
 SPLITS = ("train", "validation", "test")
@@ -110,6 +110,37 @@ def test_dense_scores_what_torch_scores(shop: Workshop) -> None:
     hits = run(shop.task.model, split.batch(range(12))[0]).argmax(dim=1) == split.targets
     assert trial.quality == pytest.approx(float(hits.float().mean()))
     assert trial.quality_stderr == pytest.approx(float(hits.float().std(correction=1)) / 12**0.5)
+    assert (trial.quality_confirm, trial.quality_confirm_stderr) == (trial.quality, trial.quality_stderr)
+
+
+def test_both_parts_are_scored_from_one_pass(shop: Workshop) -> None:
+    """Oracle: the torch model's hits on each part, and a count of the samples that went through the metric."""
+    seen: list[int] = []
+
+    def counted(outputs: np.ndarray, _targets: np.ndarray) -> np.ndarray:
+        seen.append(len(outputs))
+        return outputs
+
+    validation = texts(120, seed=11)
+    task = replace(shop.task, validation=validation, metric=replace(ACCURACY, reduce=counted))
+    trial = evaluate(Plan(seed=3), replace(shop, task=task))
+    hits = np.concatenate([
+        (run(task.model, validation.batch([row])[0]).argmax(dim=1) == validation.targets[row]).numpy()
+        for row in range(120)
+    ]).astype(float)  # fmt: skip
+    assert sum(seen) == 120
+    for part, rows in (("select", task.parts.select), ("confirm", task.parts.confirm)):
+        assert trial.quality_on(part) == pytest.approx(hits[rows].mean())
+        assert trial.stderr_on(part) == pytest.approx(hits[rows].std(ddof=1) / 60**0.5)
+    scores = read_scores(shop.root, [trial])
+    assert scores[trial.fingerprint].tolist() == hits[task.parts.confirm].tolist()
+
+
+def test_a_metric_without_a_form_per_sample_leaves_no_scores(shop: Workshop) -> None:
+    task = replace(shop.task, metric=replace(ACCURACY, per_sample=None))
+    trial = evaluate(Plan(seed=4), replace(shop, task=task))
+    assert (trial.quality_stderr, trial.quality_confirm_stderr) == (None, None)
+    assert read_scores(shop.root, [trial]) == {}
 
 
 def test_the_artifact_is_graded_and_not_the_float_model(shop: Workshop, done: Trial) -> None:
@@ -130,7 +161,7 @@ def test_the_folder_holds_plan_weights_and_file(shop: Workshop, done: Trial) -> 
     folder = shop.artifact_folder(EVERYTHING)
     assert folder == shop.root / "artifacts" / f"{EVERYTHING.fingerprint}-r0"
     assert sorted(path.name for path in folder.iterdir()) == [
-        "integers.safetensors", "model.onnx", "plan.json", "weights.safetensors",
+        "integers.safetensors", "model.onnx", "plan.json", "scores.npy", "weights.safetensors",
     ]  # fmt: skip
     assert plan_from_json(json.loads((folder / "plan.json").read_text())) == EVERYTHING
     content = (shop.root / done.artifact.path).read_bytes()
@@ -157,7 +188,7 @@ def test_measuring_again_is_the_report_tier(shop: Workshop, done: Trial) -> None
         ("shape", ValueError("planted")),
         ("quantize", RuntimeError("planted")),
         ("export_model", ExportError("planted")),
-        ("score_artifact", KeyError("planted")),
+        ("score_validation", KeyError("planted")),
     ],
     ids=["shape", "quantize", "export", "score"],
 )

@@ -7,8 +7,10 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,11 +22,13 @@ from autocompress.records import (
     append_line,
     cut_torn_line,
     read_lines,
+    read_scores,
     read_trials,
     storage_errors,
     trial_from_json,
     write_atomic,
     write_json,
+    write_scores,
 )
 
 # trials
@@ -69,6 +73,30 @@ def test_read_trials_sorts_by_number_and_the_later_line_wins(tmp_path, make_tria
     for trial in (second, first, second.replace(quality_test=0.79)):
         append_line(file, trial.to_json())
     assert read_trials(file) == [first, second.replace(quality_test=0.79)]
+
+
+def test_a_line_from_before_there_were_parts_is_read_without_them(tmp_path, make_trial):
+    data = make_trial(0, 1.0, 0.9).to_json()
+    del data["quality_confirm"], data["quality_confirm_stderr"]
+    append_line(tmp_path / "trials.jsonl", data)
+    (trial,) = read_trials(tmp_path / "trials.jsonl")
+    assert (trial.quality_on("select"), trial.quality_on("confirm")) == (0.9, None)
+
+
+def test_a_trial_is_graded_with_report_latency_and_a_test_figure(make_trial):
+    trial = make_trial(0, 1.0, 0.9)
+    timed = trial.replace(latency=replace(trial.latency, tier="report"))
+    assert not trial.replace(quality_test=0.8).graded
+    assert not timed.graded
+    assert timed.replace(quality_test=0.8).graded
+
+
+def test_scores_come_back_by_fingerprint(tmp_path, make_trial):
+    with_scores, without = make_trial(0, 1.0, 0.9), make_trial(1, 0.5, 0.8)
+    write_scores(tmp_path / with_scores.artifact.path, np.array([1.0, 0.0, 2.5]))
+    failed = without.replace(artifact=None)
+    found = read_scores(tmp_path, [with_scores, without, failed])
+    assert {name: values.tolist() for name, values in found.items()} == {with_scores.fingerprint: [1.0, 0.0, 2.5]}
 
 
 # files of lines

@@ -35,14 +35,14 @@ ORIGINS: Mapping[str, str] = {
 }
 
 
-def panel_data(view: RunView, index: int, on_front: bool, tied: tuple[int, ...]) -> dict[str, Any]:
+def panel_data(view: RunView, index: int, on_front: bool) -> dict[str, Any]:
     """Plain JSON data of one trial for the side panel; every number is already words."""
     trial = view.trials[index]
     return {
         "kicker": f"Candidate {trial.number}",
         "title": words.what(view, trial),
-        "badges": _badges(trial, on_front, bool(tied)),
-        "rows": [[key, text] for key, text in _rows(view, trial, tied) if text != words.MISSING],
+        "badges": _badges(trial, on_front, words.tied_with(view, trial)),
+        "rows": [[key, text] for key, text in _rows(view, trial) if text != words.MISSING],
         "warnings": list(trial.latency.warnings) if trial.latency else [],
         "error": trial.error,
         "command": _command(view, trial),
@@ -50,11 +50,11 @@ def panel_data(view: RunView, index: int, on_front: bool, tied: tuple[int, ...])
     }
 
 
-def _badges(trial: Trial, on_front: bool, tied: bool) -> list[tuple[str, str]]:
+def _badges(trial: Trial, on_front: bool, tied: str) -> list[tuple[str, str]]:
     badges = [("front", "Pareto front")] if on_front else []
     badges.append((trial.state.lower(), STATES[trial.state]))
     badges.append(("origin", ORIGINS.get(trial.origin, trial.origin)))
-    return [*badges, ("tied", "tied in quality")] if tied else badges
+    return [*badges, ("tied", f"tied in quality with {tied}")] if tied else badges
 
 
 def _command(view: RunView, trial: Trial) -> str:
@@ -63,14 +63,12 @@ def _command(view: RunView, trial: Trial) -> str:
     return PICK.format(folder=shlex.quote(view.folder or view.name), fingerprint=trial.fingerprint)
 
 
-def _rows(view: RunView, trial: Trial, tied: tuple[int, ...]) -> list[tuple[str, str]]:
+def _rows(view: RunView, trial: Trial) -> list[tuple[str, str]]:
     rows = _latency_rows(trial.latency) if trial.latency else []
     rows += [
-        ("Validation", words.quality(view, trial.quality, trial.quality_stderr)),
-        ("– change", words.change(view, trial.quality, view.quality_dense)),
+        *_validation_rows(view, trial),
         ("Test", words.quality(view, trial.quality_test)),
         ("– change", words.change(view, trial.quality_test, view.quality_dense_test)),
-        ("Tied with", ", ".join(str(view.trials[i].number) for i in tied) or words.MISSING),
     ]
     if trial.artifact:
         rows += [
@@ -82,6 +80,15 @@ def _rows(view: RunView, trial: Trial, tied: tuple[int, ...]) -> list[tuple[str,
         rows.append(("Recovery", _distill_words(trial.plan.distill)))
     total = sum(trial.seconds.values())
     return [*rows, ("Time spent", words.duration(total or None)), ("Fingerprint", trial.fingerprint)]
+
+
+def _validation_rows(view: RunView, trial: Trial) -> Iterator[tuple[str, str]]:
+    """What the trial is judged by, with its change; then what it was selected by, where that is another figure."""
+    name = f"Validation, {view.part}" if view.divided else "Validation"
+    yield name, words.quality(view, view.quality_of(trial), trial.stderr_on(view.part))
+    yield "– change", words.change(view, view.quality_of(trial), view.quality_dense)
+    if view.divided and view.part == "confirm":
+        yield "Validation, select", words.quality(view, trial.quality, trial.quality_stderr)
 
 
 def _latency_rows(latency: Latency) -> list[tuple[str, str]]:
@@ -124,8 +131,8 @@ def _distill_words(distill: Distill) -> str:
     )
 
 
-#: Column title and whether it holds numbers; `_cells` gives them in this order.
-COLUMNS: tuple[tuple[str, bool], ...] = (
+#: Column title and whether it holds numbers, up to the qualities and after them; `_cells` gives them in this order.
+FIRST: tuple[tuple[str, bool], ...] = (
     ("#", True),
     ("State", False),
     ("Origin", False),
@@ -133,7 +140,8 @@ COLUMNS: tuple[tuple[str, bool], ...] = (
     ("Speed-up", True),
     ("Ratio", True),
     ("Latency", True),
-    ("Validation", True),
+)
+LAST: tuple[tuple[str, bool], ...] = (
     ("Change", True),
     ("Test", True),
     ("Size", True),
@@ -141,11 +149,17 @@ COLUMNS: tuple[tuple[str, bool], ...] = (
 )
 
 
+def columns(view: RunView) -> tuple[tuple[str, bool], ...]:
+    """The table's columns: both parts of validation, or all of it where it is not divided."""
+    qualities = ("Select", "Confirm") if view.divided else ("Validation",)
+    return (*FIRST, *((name, True) for name in qualities), *LAST)
+
+
 def candidates_table(view: RunView, front: frozenset[int]) -> str:
     """HTML table of all trials; front rows are marked, cells carry sortable values as ``data-v``."""
     heads = "".join(
         f'<th scope="col"{" class=num" if num else ""}><button type="button">{title}</button></th>'
-        for title, num in COLUMNS
+        for title, num in columns(view)
     )
     order = sorted(range(len(view.trials)), key=lambda i: (i not in front, _ratio(view.trials[i]), i))
     rows = "".join(_row(view, i, i in front) for i in order)
@@ -159,7 +173,7 @@ def _ratio(trial: Trial) -> float:
 def _row(view: RunView, index: int, on_front: bool) -> str:
     cells = "".join(
         f'<td data-v="{escape(_sortable(value))}"{_class(title, num)}>{html}</td>'
-        for (title, num), (value, html) in zip(COLUMNS, _cells(view, view.trials[index], on_front), strict=True)
+        for (title, num), (value, html) in zip(columns(view), _cells(view, view.trials[index], on_front), strict=True)
     )
     return f'<tr data-index="{index}" tabindex="0"{" class=on-front" if on_front else ""}>{cells}</tr>'
 
@@ -176,16 +190,20 @@ def _sortable(value: float | str | None) -> str:
 
 def _cells(view: RunView, trial: Trial, on_front: bool) -> list[tuple[float | str | None, str]]:
     latency, artifact = trial.latency, trial.artifact
-    change = trial.quality - view.quality_dense if trial.quality is not None else None
+    judged = view.quality_of(trial)
+    change = judged - view.quality_dense if judged is not None else None
+    qualities = (trial.quality, trial.quality_confirm) if view.divided else (trial.quality,)
     state = '<span class="badge front">front</span>' if on_front else _state_badge(trial)
+    tied = words.tied_with(view, trial)
+    state += f' <span class="sub">tied with {tied}</span>' if tied else ""
     return [
         (trial.number, str(trial.number)),
         (("0" if on_front else "1") + trial.state, state),
         (trial.origin, escape(ORIGINS.get(trial.origin, trial.origin))),
         (words.what(view, trial), _what(view, trial)),
         *_latency_cells(latency),
-        (trial.quality, escape(words.quality(view, trial.quality))),
-        (change, escape(words.change(view, trial.quality, view.quality_dense, unit=False))),
+        *((value, escape(words.quality(view, value))) for value in qualities),
+        (change, escape(words.change(view, judged, view.quality_dense, unit=False))),
         (trial.quality_test, escape(words.quality(view, trial.quality_test))),
         (artifact.size_bytes if artifact else None, words.size(artifact.size_bytes if artifact else None)),
         (trial.fingerprint, f"<code>{trial.fingerprint}</code>"),

@@ -40,7 +40,10 @@ FRONT_COLOUR = "#2563eb"
 
 @dataclass(frozen=True)
 class FrontPoint:
-    """One measured trial; `index` is its position in the view's trials, `kind` a key of `KINDS`."""
+    """One measured trial; `index` is its position in the view's trials, `kind` a key of `KINDS`.
+
+    `tied` says that it is on the front without being shown better than its faster neighbour.
+    """
 
     index: int
     kind: str
@@ -50,6 +53,7 @@ class FrontPoint:
     quality: float
     stderr: float | None
     hover: str
+    tied: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class FrontInfo:
         y_range: shown qualities, low to high; catastrophic ones lie outside.
         hidden: number of points outside the shown window.
         source: of the latencies; "measured", "recorded" or "predicted".
+        validation: what the qualities are of.
     """
 
     points: tuple[FrontPoint, ...]
@@ -75,11 +80,12 @@ class FrontInfo:
     y_range: tuple[float, float]
     hidden: int
     source: str = "measured"
+    validation: str = "validation"
 
 
 def front_info(view: RunView) -> FrontInfo:
     """The measured trials as points of (latency ratio to the fastest dense fp32, validation quality)."""
-    points = tuple(_front_point(view, i, t) for i, t in enumerate(view.trials) if _plotted(t))
+    points = tuple(_front_point(view, i, t) for i, t in enumerate(view.trials) if _plotted(view, t))
     place = {point.index: position for position, point in enumerate(points)}
     front = tuple(place[i] for i in words.front_indices(view) if i in place)
     percent = view.percent
@@ -96,19 +102,20 @@ def front_info(view: RunView) -> FrontInfo:
         y_range,
         len(points) - len(shown),
         words.source(view),
+        words.validation(view),
     )
 
 
-def _plotted(trial: Trial) -> bool:
+def _plotted(view: RunView, trial: Trial) -> bool:
     if trial.latency is None or trial.state not in ("DONE", "INFEASIBLE"):
         return False
-    return words.known(trial.quality) and words.known(trial.latency.ratio_best_dense)
+    return words.known(view.quality_of(trial)) and words.known(trial.latency.ratio_best_dense)
 
 
 def _front_point(view: RunView, index: int, trial: Trial) -> FrontPoint:
-    latency = trial.latency
+    latency, quality = trial.latency, view.quality_of(trial)
     assert latency is not None
-    assert trial.quality is not None
+    assert quality is not None
     kind = "over budget" if trial.state == "INFEASIBLE" else "candidate"
     return FrontPoint(
         index,
@@ -116,9 +123,10 @@ def _front_point(view: RunView, index: int, trial: Trial) -> FrontPoint:
         latency.ratio_best_dense,
         latency.ratio_best_dense_low,
         latency.ratio_best_dense_high,
-        trial.quality,
-        trial.quality_stderr,
+        quality,
+        trial.stderr_on(view.part),
         point_hover(view, trial),
+        bool(words.tied_with(view, trial)),
     )
 
 
@@ -132,9 +140,11 @@ def point_hover(view: RunView, trial: Trial) -> str:
     rows = [
         f"{words.milliseconds(latency.latency_s)} · {words.speed_up_text(latency)} the fastest dense fp32",
         f"ratio {words.number(latency.ratio_best_dense)} ({words.interval(low, high)})",
-        f"validation {words.quality(view, trial.quality, trial.quality_stderr)}"
-        f" ({words.change(view, trial.quality, view.quality_dense)})",
+        f"{words.validation(view)} {words.quality(view, view.quality_of(trial), trial.stderr_on(view.part))}"
+        f" ({words.change(view, view.quality_of(trial), view.quality_dense)})",
     ]
+    if tied := words.tied_with(view, trial):
+        rows.append(f"tied with candidate {tied}, which is faster")
     if words.known(trial.quality_test):
         test = words.change(view, trial.quality_test, view.quality_dense_test)
         rows.append(f"test {words.quality(view, trial.quality_test)}" + (f" ({test})" if test != words.MISSING else ""))
@@ -207,8 +217,9 @@ def _plain_front(info: FrontInfo, position: int) -> bool:
 
 def _markers(kind: str, points: Sequence[FrontPoint], percent: bool) -> go.Scatter:
     name, symbol, colour, size = KINDS[kind]
-    marker = {"symbol": symbol, "color": colour, "size": size, "opacity": 1}
-    marker["line"] = {"width": 1.5 if "open" in symbol else 0}
+    symbols = [f"{symbol}-open" if p.tied else symbol for p in points]
+    marker = {"symbol": symbols, "color": colour, "size": size, "opacity": 1}
+    marker["line"] = {"width": [1.5 if "open" in one else 0 for one in symbols]}
     return go.Scatter(name=name, mode="markers", marker=marker, **_coordinates(points, percent, colour))
 
 
@@ -219,7 +230,13 @@ def _front_line(info: FrontInfo) -> go.Scatter:
         name="Pareto front",
         mode="lines+markers",
         line={"shape": "hv", "color": FRONT_COLOUR, "width": 2},
-        marker={"color": FRONT_COLOUR, "size": sizes, "opacity": 1, "line": {"width": 0}},
+        marker={
+            "color": FRONT_COLOUR,
+            "size": sizes,
+            "opacity": 1,
+            "symbol": ["circle-open" if p.tied else "circle" for p in points],
+            "line": {"width": [2 if p.tied else 0 for p in points]},
+        },
         **_coordinates(points, info.percent, FRONT_COLOUR),
     )
 
@@ -265,7 +282,7 @@ def _front_axes(figure: go.Figure, info: FrontInfo) -> None:
     figure.update_yaxes(
         range=[q * scale for q in info.y_range],
         ticksuffix=" %" if info.percent else "",
-        title=f"{escape(info.metric)}, validation{better}",
+        title=f"{escape(info.metric)}, {info.validation}{better}",
         **_axis(),
     )
     figure.add_vline(x=1.0, line={"color": LINE, "width": 1, "dash": "dot"})
@@ -474,15 +491,16 @@ class ProgressInfo:
 
 def progress_info(view: RunView) -> ProgressInfo:
     """Hypervolume over time of (ln latency ratio, validation quality), DONE and measured trials only."""
-    counted = [(i, t) for i, t in enumerate(view.trials) if t.state == "DONE" and _plotted(t)]
+    counted = [(i, t) for i, t in enumerate(view.trials) if t.state == "DONE" and _plotted(view, t)]
     counted.sort(key=lambda pair: (pair[1].finished_s, pair[1].number))
     reference = pareto.reference_point(view.quality_dense, view.maximize)
     points: list[tuple[float, float]] = []
     volumes = []
     for _, trial in counted:
+        quality = view.quality_of(trial)
         assert trial.latency is not None
-        assert trial.quality is not None
-        points.append(pareto.search_point(trial.latency.ratio_best_dense, trial.quality))
+        assert quality is not None
+        points.append(pareto.search_point(trial.latency.ratio_best_dense, quality))
         volumes.append(pareto.hypervolume(points, reference, (False, view.maximize)))
     texts = tuple("<br>".join(escape(w) for w in textwrap.wrap(words.what(view, t), 56)) for _, t in counted)
     return ProgressInfo(tuple(i for i, _ in counted), tuple(t.finished_s for _, t in counted), tuple(volumes), texts)

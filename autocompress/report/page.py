@@ -50,14 +50,13 @@ def embed_json(data: object) -> str:
 def page_data(view: RunView) -> dict[str, Any]:
     """What the page's script needs: figures, candidates, a pool of layer cells, the first selection."""
     cells: dict[figures.LayerCell, int] = {}
-    front, ties = frozenset(words.front_indices(view)), words.tied_pairs(view)
+    front = frozenset(words.front_indices(view))
     info = figures.front_info(view)
     scale = 100.0 if info.percent else 1.0
     points = {p.index: [p.ratio, p.quality * scale] for p in info.points}
     candidates = []
     for index in range(len(view.trials)):
-        tied = tuple(a if b == index else b for a, b in ties if index in (a, b))
-        one = panel_data(view, index, index in front, tied)
+        one = panel_data(view, index, index in front)
         one["point"] = points.get(index)
         one["cells"] = [cells.setdefault(c, len(cells)) for c in figures.layers_info(view, index).cells]
         candidates.append(one)
@@ -113,7 +112,8 @@ def _body(view: RunView) -> Iterator[str]:
             f"All {len(view.trials)} candidates",
             '<p class="note">Click a row to see it above; click a column title to sort. Speed-up and ratio are to '
             "the fastest dense fp32 runtime; the small figures are the 95 % interval, or say that it was not measured. "
-            f"Change is {'in points' if view.percent else 'in units of the metric'}, to dense on validation.</p>"
+            f"{_parts_words(view)}Change is {'in points' if view.percent else 'in units of the metric'}, to dense on "
+            f"{words.validation(view)}.</p>"
             + f'<div class="scroll table-tall">{candidates_table(view, frozenset(words.front_indices(view)))}</div>',
         )
     yield from _facts(view)
@@ -154,9 +154,10 @@ def _tiles(view: RunView, head: words.Headline) -> str:
             f"{latency.runtime}, {latency.threads} threads" if latency.source == "measured" else "not measured",
         ),
         (
-            f"{view.metric}, validation",
-            words.change(view, trial.quality, view.quality_dense),
-            f"{words.quality(view, view.quality_dense)} → {words.quality(view, trial.quality, trial.quality_stderr)}",
+            f"{view.metric}, {f'{view.part} part' if view.divided else 'validation'}",
+            words.change(view, view.quality_of(trial), view.quality_dense),
+            f"{words.quality(view, view.quality_dense)} → "
+            f"{words.quality(view, view.quality_of(trial), trial.stderr_on(view.part))}",
         ),
         (
             f"{view.metric}, test",
@@ -198,12 +199,15 @@ def _front_section(view: RunView) -> str:
         "Double-click to see every point, once more to return; drag to zoom."
     )
     ties = ""
-    if words.tied_pairs(view):
-        ties = " Neighbours on the front marked “tied in quality” differ by less than 1.96 standard errors."
+    if any(p.tied for p in info.points):
+        ties = (
+            " Hollow points of the front are tied: the same samples do not show them better than their faster "
+            "neighbour (paired, 95 %)."
+        )
     return _section(
         "Speed and quality",
         f'<p class="note">Every evaluated model, {words.how_timed(view)} and scored on the exported file. '
-        f"{_front_words(len(info.front))}</p>"
+        f"{_front_words(view, len(info.front))}</p>"
         f'<div class="split"><div>{plot}<p class="under">{under if info.points else ""}{ties}</p></div>'
         '<aside class="panel" id="panel" aria-live="polite"></aside></div>',
     )
@@ -235,10 +239,22 @@ def _sensitivity_section(view: RunView) -> str:
     )
 
 
-def _front_words(count: int) -> str:
+def _front_words(view: RunView, count: int) -> str:
     if not count:
         return "The front is empty."
-    return f"Front: {count} model{'s' if count != 1 else ''} that no other beats in both."
+    models = f"{count} model{'s' if count != 1 else ''}"
+    if view.part == "select" or not view.divided:
+        return f"Front: {models} that no other beats in both."
+    return (
+        f"Front: {models} that no other finalist beats in both. The search chose the finalists on the select part of "
+        "validation; shown is the confirm part, which it never looked at."
+    )
+
+
+def _parts_words(view: RunView) -> str:
+    if not view.divided:
+        return ""
+    return "Select and confirm are the parts of validation that the search and the front at the end are chosen by. "
 
 
 def _layers_width(view: RunView) -> int:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from autocompress.elsewhere import Elsewhere
 from autocompress.layers import LayerTable
-from autocompress.records import Trial
+from autocompress.records import Part, Trial
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class RunView:
             ``reachable`` (``{smallest_latency_s, dense_latency_s}``); every key may be missing.
         metric: its name; `maximize` tells its direction.
         maximize: whether more is better.
-        quality_dense: of the dense model, validation split.
+        quality_dense: of the dense model, on `part` of validation.
         quality_dense_test: the same on the test split, where known.
         budgets: sentences such as "at least 2x faster than the fastest dense fp32".
         status: one sentence such as "finished: 31 candidates in 182 s".
@@ -38,6 +38,9 @@ class RunView:
         elsewhere: the front as other devices time it.
         sensitivities: what fewer bits of each layer alone cost, as ``sensitivity.json`` has it: ``layer``, ``layers``,
             ``precision``, ``weight_bits``, ``kl``, ``measured``, ``cost_s``, ``size_bytes``.
+        part: of validation, by which the trials are judged.
+        divided: whether validation has two parts to tell apart; in old runs, and of few samples, it has not.
+        ties: fingerprint of a point of the front to those whose quality it is not shown to exceed.
     """
 
     name: str
@@ -57,10 +60,17 @@ class RunView:
     nearest_miss: tuple[str, str] | None = None
     elsewhere: tuple[Elsewhere, ...] = ()
     sensitivities: tuple[Mapping[str, Any], ...] = ()
+    part: Part = "select"
+    divided: bool = False
+    ties: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def quality_of(self, trial: Trial) -> float | None:
+        """What a trial is judged by."""
+        return trial.quality_on(self.part)
 
     @cached_property
     def percent(self) -> bool:
         """Whether the metric is a share: maximized, and every known value in [0, 1]."""
         values = [self.quality_dense, self.quality_dense_test]
-        values += [q for t in self.trials for q in (t.quality, t.quality_test)]
+        values += [q for t in self.trials for q in (t.quality, t.quality_confirm, t.quality_test)]
         return self.maximize and all(0.0 <= v <= 1.0 for v in values if v is not None and math.isfinite(v))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 
 from autocompress.plan import describe
 from autocompress.records import Latency, Trial
@@ -123,11 +122,17 @@ def change(view: RunView, value: float | None, dense: float | None, unit: bool =
     return f"{'+' if difference > 0 else ''}{number(difference, 2)}"
 
 
+def validation(view: RunView) -> str:
+    """What the qualities that trials are judged by are of, such as "validation (confirm part)"."""
+    return f"validation ({view.part} part)" if view.divided else "validation"
+
+
 def drop(view: RunView, trial: Trial) -> float:
     """What the validation quality loses (negative: gains); absolute for shares, relative otherwise."""
-    if trial.quality is None:
+    quality = view.quality_of(trial)
+    if quality is None:
         return math.nan
-    lost = view.quality_dense - trial.quality if view.maximize else trial.quality - view.quality_dense
+    lost = view.quality_dense - quality if view.maximize else quality - view.quality_dense
     return lost if view.percent else lost / abs(view.quality_dense) if view.quality_dense else lost
 
 
@@ -143,18 +148,10 @@ def front_indices(view: RunView) -> tuple[int, ...]:
     return tuple(sorted(found, key=lambda i: _ratio(view.trials[i])))
 
 
-def tied_pairs(view: RunView) -> tuple[tuple[int, int], ...]:
-    """Neighbours on the front whose qualities differ by less than their noise (1.96 standard errors)."""
-    front = front_indices(view)
-    return tuple((a, b) for a, b in pairwise(front) if _tied(view.trials[a], view.trials[b]))
-
-
-def _tied(one: Trial, other: Trial) -> bool:
-    errors = (one.quality_stderr, other.quality_stderr)
-    if None in (one.quality, other.quality) or None in errors:
-        return False
-    gap = abs((one.quality or 0.0) - (other.quality or 0.0))
-    return gap <= 1.96 * math.hypot(*(e or 0.0 for e in errors))
+def tied_with(view: RunView, trial: Trial) -> str:
+    """Numbers of the faster trials that a point of the front is tied with in quality, such as "12"; or ""."""
+    number = {t.fingerprint: t.number for t in view.trials}
+    return ", ".join(str(number[other]) for other in view.ties.get(trial.fingerprint, ()) if other in number)
 
 
 def _ratio(trial: Trial) -> float:
@@ -214,7 +211,7 @@ def _result(view: RunView, index: int) -> Headline:
 
 
 def _quality_words(view: RunView, trial: Trial) -> str:
-    text = f"{quality(view, view.quality_dense)} → {quality(view, trial.quality)} on validation"
+    text = f"{quality(view, view.quality_dense)} → {quality(view, view.quality_of(trial))} on {validation(view)}"
     if known(trial.quality_test) and known(view.quality_dense_test):
         text += f", {quality(view, view.quality_dense_test)} → {quality(view, trial.quality_test)} on test"
     return text
@@ -229,7 +226,8 @@ def _speed_words(trial: Trial) -> str:
 
 def _result_words(view: RunView, trial: Trial) -> str:
     unit = "" if view.percent else f" {view.metric}"
-    parts = [_faster_words(trial), f"{change(view, trial.quality, view.quality_dense)}{unit} on validation"]
+    lost = change(view, view.quality_of(trial), view.quality_dense)
+    parts = [_faster_words(trial), f"{lost}{unit} on validation"]
     if known(trial.quality_test) and known(view.quality_dense_test):
         parts.append(f"{change(view, trial.quality_test, view.quality_dense_test)} on test")
     return ", ".join(parts)

@@ -17,7 +17,7 @@ from autocompress.export.folder import INTEGERS
 from autocompress.front import Front, fits
 from autocompress.pipeline import Workshop, measure_again, score_artifact
 from autocompress.plan import Plan, Precision
-from autocompress.records import Origin, Trial, append_line
+from autocompress.records import Origin, Part, Trial, append_line
 from autocompress.searching.controller import Controller, Proposal, Sampler, typical_seconds
 from autocompress.searching.mixed import make_solver
 from autocompress.searching.prepare import make_staged
@@ -95,7 +95,7 @@ class Loop:
 
     @property
     def front(self) -> Front:
-        """The front so far."""
+        """The front so far, by the select part of validation."""
         metric = self.shop.task.metric
         return Front(tuple(self.trials), metric.maximize, metric.points)
 
@@ -232,20 +232,20 @@ class Loop:
     def _violations(self, trial: Trial) -> dict[str, float]:
         return self.budgets.violations(trial, self._quality_dense(trial), self.shop.task.metric.maximize)
 
-    def _quality_dense(self, trial: Trial) -> float:
+    def _quality_dense(self, trial: Trial, part: Part = "select") -> float:
         """What a measured trial is held against: dense, or itself as long as it is the first."""
-        quality = (self.front.dense or trial).quality
+        quality = (self.front.dense or trial).quality_on(part)
         assert quality is not None
         return quality
 
-    def _judge(self, trial: Trial) -> Trial:
-        """The trial as within or over the budgets; over says what it lacks."""
+    def _judge(self, trial: Trial, part: Part = "select") -> Trial:
+        """The trial as within or over the budgets, by a part of validation; over says what it lacks."""
         if not trial.measured or not self.budgets:
             return trial
-        quality, maximize = self._quality_dense(trial), self.shop.task.metric.maximize
-        if fits(trial, self.budgets, quality, maximize):
+        dense, maximize = self._quality_dense(trial, part), self.shop.task.metric.maximize
+        if fits(trial, self.budgets, dense, maximize, part):
             return trial.replace(state="DONE", error="")
-        return trial.replace(state="INFEASIBLE", error="; ".join(self.budgets.lacks(trial, quality, maximize)))
+        return trial.replace(state="INFEASIBLE", error="; ".join(self.budgets.lacks(trial, dense, maximize, part)))
 
     def _drop_dominated_weights(self) -> None:
         """Float weights go when another candidate is clearly better in both: the plan can make them again."""
@@ -273,7 +273,10 @@ class Loop:
         return sum(t.seconds.get(stage, 0.0) for t in done) / max(len(done), 1)
 
     def _grade_finalists(self) -> None:
-        """Report-tier latency in fresh processes, and the test split once, for the front and the references."""
+        """Report-tier latency in fresh processes, and the test split once, for the front and the references.
+
+        From then on a finalist is held against the budgets by the confirm part of validation.
+        """
         graded: set[str] = set()
         while True:
             waiting = [t for t in (*self.front.references, *self.front.points) if t.fingerprint not in graded]
@@ -281,7 +284,7 @@ class Loop:
                 return
             trial = waiting[0]
             graded.add(trial.fingerprint)
-            if trial.quality_test is not None and trial.latency and trial.latency.tier == "report":
+            if trial.graded:
                 continue
             assert trial.artifact is not None
             begun = time.perf_counter()
@@ -294,7 +297,7 @@ class Loop:
                 self.watcher.say(f"final grading of {trial.fingerprint} failed: {type(fault).__name__}: {fault}")
                 continue
             self.worked_s += time.perf_counter() - begun
-            self._record(self._judge(trial.replace(latency=latency, quality_test=test.value)))
+            self._record(self._judge(trial.replace(latency=latency, quality_test=test.value), "confirm"))
             self.announce("finalists")
 
     def detail(self, text: str) -> None:

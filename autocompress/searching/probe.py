@@ -203,7 +203,7 @@ def probe_rates(shop: Workshop, space: SearchSpace) -> tuple[RateFact, ...]:
     task, table = shop.task, shop.table
     plan = space.decode(space.uniform(keep=0.5, rank=0.5), learn=False)
     model = shape(task.source, plan, table, shop.bank)
-    sample = task.validation.subset(RATE_SAMPLES)
+    sample = task.selection(RATE_SAMPLES)
     facts = [RateFact(0.0, divergence(task.model, model, sample))]
     for rate in np.geomspace(bounds.low, bounds.high, RATES):
         settings = Distill(rule.default.soft_weight, rule.default.temperature, float(rate), steps)

@@ -137,6 +137,7 @@ def make_causal_lm(model: str | Path, data: str | Path, text_column: str | None 
         score_batch=min(32, rows),
         save_processor=tokenizer.save_pretrained,
         snippet=SNIPPET,
+        ordered=True,
         notes=(*splits.notes, f"blocks of {max_length} tokens: {', '.join(counts)}"),
     )
 

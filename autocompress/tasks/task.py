@@ -30,6 +30,10 @@ LENGTH_CHUNK = 16
 CALIBRATION = 256
 
 
+#: Validation samples under which there are too few to divide: both parts are then all of them.
+MIN_DIVIDED = 100
+
+
 class Column(Protocol):
     """One named input of all samples: a tensor ``(n, …)``, a list of tensors, or anything lazy like it."""
 
@@ -132,6 +136,47 @@ class Examples:
 
 
 @dataclass(frozen=True)
+class Parts:
+    """Sample numbers of the two parts of a validation split, ascending.
+
+    Attributes:
+        select: what the search chooses by.
+        confirm: what the front is chosen by at the end.
+    """
+
+    select: NDArray[np.int64]
+    confirm: NDArray[np.int64]
+
+    @property
+    def divided(self) -> bool:
+        """Whether they are two; the parts of a small split are both the whole of it."""
+        return len(np.intersect1d(self.select, self.confirm)) == 0
+
+
+def divide(targets: Tensor, ordered: bool = False, seed: int = 0) -> Parts:
+    """Halve a validation split.
+
+    Drawn by chance, where there is one target per sample within each class (or among those of like value), so that no
+    class has more than one sample more in either part; at the middle where neighbours depend on each other.
+
+    Args:
+        targets: ``(n,)`` or ``(n, …)``; fewer than `MIN_DIVIDED` are not divided.
+        ordered: neighbouring samples depend on each other.
+        seed: of the draw.
+    """
+    order = np.arange(len(targets))
+    if len(targets) < MIN_DIVIDED:
+        return Parts(order, order)
+    if ordered:
+        middle = (len(targets) + 1) // 2
+        return Parts(order[:middle], order[middle:])
+    order = np.random.default_rng(seed).permutation(order)
+    if targets.ndim == 1:
+        order = order[np.argsort(targets.numpy()[order], kind="stable")]
+    return Parts(np.sort(order[::2]), np.sort(order[1::2]))
+
+
+@dataclass(frozen=True)
 class Metric:
     """How good a model's outputs are.
 
@@ -194,7 +239,7 @@ class Task:
         model: the trained dense model, fp32, called with the inputs as keyword arguments; returns logits,
             or an object that has `logits`.
         train: for recovery and calibration; never scored.
-        validation: what the search chooses by.
+        validation: what is chosen by; see `parts`.
         test: shown for the front, never used to choose.
         metric: of the logits.
         loss: ``(logits, targets) -> scalar``; the hard part of the recovery.
@@ -209,6 +254,7 @@ class Task:
         notes: what a user should know of how the data was made, such as splits that were missing.
         student: another network for the same inputs and classes that is compressed and recovered in `model`'s place,
             with `model` as its teacher and reference.
+        ordered: neighbouring samples depend on each other, as consecutive blocks of one text do.
     """
 
     name: str
@@ -227,6 +273,7 @@ class Task:
     snippet: Snippet | None = None
     notes: tuple[str, ...] = ()
     student: nn.Module | None = None
+    ordered: bool = False
 
     def __post_init__(self) -> None:
         """Refuse splits whose inputs differ, and put the model into evaluation mode."""
@@ -253,6 +300,16 @@ class Task:
     @cached_property
     def _calibration(self) -> Examples:
         return self.train.subset(CALIBRATION, seed=1)
+
+    @cached_property
+    def parts(self) -> Parts:
+        """The two parts of validation; the same in every process."""
+        return divide(self.validation.targets, self.ordered)
+
+    def selection(self, count: int) -> Examples:
+        """Up to `count` samples of validation's select part, drawn with a seed."""
+        rows = np.random.default_rng(0).permutation(self.parts.select)[:count]
+        return self.validation.take(np.sort(rows))
 
     @cached_property
     def loss_key(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import pytest
@@ -183,6 +184,17 @@ def make_tiny_view() -> RunView:
     return RunView("tiny", trials, front, table, {}, {}, {}, "accuracy", True, 0.9, 0.9, (), "finished")
 
 
+def make_confirmed_view() -> RunView:
+    """The tiny run with a confirm part, on which every quality is 0.01 less; its two front points are tied."""
+    view = make_tiny_view()
+    trials = tuple(
+        t if t.quality is None else t.replace(quality_confirm=round(t.quality - 0.01, 4), quality_confirm_stderr=0.006)
+        for t in view.trials
+    )
+    ties = {view.front[1]: (view.front[0],)}
+    return dataclasses.replace(view, trials=trials, quality_dense=0.89, part="confirm", divided=True, ties=ties)
+
+
 def make_empty_view() -> RunView:
     return RunView("empty", (), (), vit_table(), {}, {}, {}, "accuracy", True, 0.9, None, (), "not started")
 
@@ -195,6 +207,11 @@ def vit_view() -> RunView:
 @pytest.fixture(scope="session")
 def tiny_view() -> RunView:
     return make_tiny_view()
+
+
+@pytest.fixture(scope="session")
+def confirmed_view() -> RunView:
+    return make_confirmed_view()
 
 
 @pytest.fixture(scope="session")

@@ -172,10 +172,35 @@ def test_headline_shows_the_nearest_miss(tiny_view: RunView) -> None:
     assert words.headline(told).detail.endswith("It is 0.3 ms too slow.")
 
 
-def test_neighbours_within_the_noise_are_tied(tiny_view: RunView) -> None:
-    assert words.tied_pairs(tiny_view) == ()
-    trials = tuple(t.replace(quality_stderr=0.03) for t in tiny_view.trials)
-    assert words.tied_pairs(dataclasses.replace(tiny_view, trials=trials)) == ((4, 1),)
+def test_a_tied_point_is_hollow_and_says_with_which(tiny_view: RunView) -> None:
+    fast, slow = tiny_view.front
+    view = dataclasses.replace(tiny_view, ties={slow: (fast,)})
+    assert [words.tied_with(view, t) for t in view.trials] == ["", "4", "", "", ""]
+    info = figures.front_info(view)
+    assert [p.index for p in info.points if p.tied] == [1]
+    assert "tied with candidate 4, which is faster" in info.points[1].hover
+    line = next(trace for trace in figures.draw_front(info).data if trace.name == "Pareto front")
+    assert list(line.marker.symbol) == ["circle", "circle-open"]
+
+
+def test_a_tied_reference_is_hollow_too(tiny_view: RunView) -> None:
+    dense = tiny_view.trials[0].replace(state="DONE", quality=0.91)
+    front = (*tiny_view.front, dense.fingerprint)
+    trials, ties = (dense, *tiny_view.trials[1:]), {dense.fingerprint: tiny_view.front[1:]}
+    info = figures.front_info(dataclasses.replace(tiny_view, trials=trials, front=front, ties=ties))
+    drawn = {trace.name: trace for trace in figures.draw_front(info).data}
+    assert list(drawn["dense"].marker.symbol) == ["diamond-open"]
+
+
+def test_a_divided_run_is_drawn_and_told_by_its_part(confirmed_view: RunView) -> None:
+    """Oracle: confirm is select less 0.01 for all, so that no change to dense differs."""
+    info = figures.front_info(confirmed_view)
+    assert [p.quality for p in info.points] == pytest.approx([0.89, 0.89, 0.87, 0.84])
+    assert {p.stderr for p in info.points} == {0.006}
+    assert figures.draw_front(info).layout.yaxis.title.text == "accuracy, validation (confirm part)"
+    trial = confirmed_view.trials[4]
+    assert words.drop(confirmed_view, trial) == pytest.approx(0.05)
+    assert "validation (confirm part) 84.0 ± 0.6 % (−5.0 points)" in figures.point_hover(confirmed_view, trial)
 
 
 @pytest.mark.parametrize(

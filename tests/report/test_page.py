@@ -95,6 +95,26 @@ def test_rows_say_what_the_trial_holds(tiny_view: RunView) -> None:
     assert rows["1"][3:11] == ["int8", *told]
 
 
+def test_rows_and_panel_say_which_part_a_figure_is_of(confirmed_view: RunView) -> None:
+    html = render_report(confirmed_view)
+    heads = re.findall(r'<button type="button">(.*?)</button>', html.split("<tbody>")[0] + html)
+    assert heads[7:10] == ["Select", "Confirm", "Change"]
+    rows = {row[0]: row for row in parse(html).rows if len(row) == 13}
+    assert rows["1"][1] == "front tied with 4"
+    assert rows["1"][7:11] == ["90.0 %", "89.0 %", "±0.0", "89.0 %"]
+    panel = data_of(html)["candidates"][1]
+    assert ["tied", "tied in quality with 4"] in panel["badges"]
+    shown = dict(row for row in panel["rows"] if row[0] != "– change")
+    assert (shown["Validation, confirm"], shown["Validation, select"]) == ("89.0 ± 0.6 %", "90.0 ± 0.4 %")
+    assert "shown is the confirm part, which it never looked at" in html
+    assert "Hollow points of the front are tied" in html
+
+
+def test_a_run_that_is_not_divided_has_one_validation(tiny_view: RunView) -> None:
+    html = render_report(dataclasses.replace(tiny_view, part="confirm"))
+    assert not any(word in html.split("<footer>")[0] for word in ("Confirm", "confirm part", "Hollow points of"))
+
+
 def test_default_selection_is_the_headline(tiny_view: RunView, empty_view: RunView) -> None:
     assert page.default_selection(tiny_view) == 1
     assert page.default_selection(empty_view) is None

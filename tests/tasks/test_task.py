@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,7 +15,7 @@ import torch
 from torch import nn
 
 from autocompress.errors import DataError
-from autocompress.tasks.task import ACCURACY, Examples, Task, logits_of
+from autocompress.tasks.task import ACCURACY, MIN_DIVIDED, Examples, Task, divide, logits_of
 from tests.tiny import bert, mlp, task_of, tensors, texts
 
 
@@ -149,3 +153,72 @@ def test_logits_are_found_in(output: object) -> None:
 def test_an_output_without_logits_is_refused(output: object) -> None:
     with pytest.raises(DataError, match=f"must return a tensor or .* but returned {type(output).__name__}"):
         logits_of(output)
+
+
+def classes_of(count: int, shares: tuple[float, ...] = (0.7, 0.25, 0.05)) -> torch.Tensor:
+    """Class numbers in clumps: all of one class, then all of the next."""
+    return torch.arange(len(shares)).repeat_interleave(torch.tensor([round(count * share) for share in shares]))
+
+
+@pytest.mark.parametrize(
+    ("targets", "ordered"),
+    [
+        pytest.param(classes_of(400), False, id="classes"),
+        pytest.param(torch.linspace(0, 1, 101), False, id="numbers"),
+        pytest.param(torch.zeros(250, 7, dtype=torch.int64), False, id="many_per_sample"),
+        pytest.param(torch.zeros(333, 7, dtype=torch.int64), True, id="text"),
+    ],
+)
+def test_the_parts_are_disjoint_halves_of_validation(targets: torch.Tensor, ordered: bool) -> None:
+    parts = divide(targets, ordered)
+    assert parts.divided
+    assert sorted([*parts.select, *parts.confirm]) == list(range(len(targets)))
+    assert 0 <= len(parts.select) - len(parts.confirm) <= 1
+    assert list(parts.select) == sorted(parts.select)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_each_part_has_half_of_every_class(seed: int) -> None:
+    targets = classes_of(407)
+    parts = divide(targets, seed=seed)
+    counts = [torch.bincount(targets[rows], minlength=3) for rows in (parts.select, parts.confirm)]
+    assert (counts[0] - counts[1]).abs().max() <= 1
+
+
+def test_blocks_of_one_text_are_divided_at_the_middle() -> None:
+    parts = divide(torch.zeros(101, 7, dtype=torch.int64), ordered=True)
+    assert (parts.select[-1], parts.confirm[0]) == (50, 51)
+
+
+def test_the_draw_is_seeded_and_the_same_in_every_process() -> None:
+    targets = classes_of(400)
+    first, again, other = (divide(targets, seed=seed).confirm.tolist() for seed in (0, 0, 1))
+    assert first == again != other
+    code = (
+        "import torch; from autocompress.tasks.task import divide;"
+        f"print(divide(torch.tensor({targets.tolist()})).confirm.tolist())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONHASHSEED": "7"},
+    )
+    assert json.loads(done.stdout) == first
+
+
+def test_a_small_validation_split_is_both_parts() -> None:
+    whole = list(range(MIN_DIVIDED - 1))
+    parts = divide(torch.zeros(MIN_DIVIDED - 1, dtype=torch.int64))
+    assert parts.select.tolist() == parts.confirm.tolist() == whole
+    assert not parts.divided
+    assert divide(torch.zeros(MIN_DIVIDED, dtype=torch.int64)).divided
+
+
+def test_a_selection_never_holds_what_confirms() -> None:
+    task = task_of(mlp(), validation=tensors("x", (16,), 200, 0))
+    held = {tuple(row) for row in task.validation.inputs["x"][task.parts.confirm].tolist()}
+    few, all_of_it = task.selection(30), task.selection(1000)
+    assert (len(few), len(all_of_it)) == (30, 100)
+    assert not held & {tuple(row) for row in all_of_it.inputs["x"].tolist()}
