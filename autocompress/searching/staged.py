@@ -242,7 +242,8 @@ class Staged:
     def _corrected_front(self, knapsack: Knapsack) -> list[Expected]:
         """Correct the tables by what was measured, and solve for the front."""
         every = [trial for trial in self._trials.values() if trial.measured and trial.rung == 0]
-        measured = [*self._front(), *every[-MOST_LEARNED:]]
+        told = (*self._front(), *every[-MOST_LEARNED:])
+        measured = [trial for trial in told if trial.plan.learn is None]  # a recipe does not say what it leaves
         knapsack.learn_seconds([(trial.plan, knapsack.dense_s * _own_ratio(trial)) for trial in measured])
         known = [t for t in {t.fingerprint: t for t in measured}.values() if t.fingerprint in self._values]
         knapsack.learn_losses([(self._values[trial.fingerprint], self._loss(trial)) for trial in known])
