@@ -31,7 +31,7 @@ from autocompress.run import Run, final_front, make_budgets
 from autocompress.runtimes import model_file
 from autocompress.searching.controller import Sampler, check_sampler
 from autocompress.searching.loop import Loop, references
-from autocompress.searching.mixed import dropped_precisions
+from autocompress.searching.mixed import check_size, dropped_precisions
 from autocompress.searching.probe import Probe, check_reachable, run_probe
 from autocompress.searching.runner import Runner
 from autocompress.searching.runners import check_runner, open_runner
@@ -172,6 +172,9 @@ def read_order(
     """Check and resolve what `search` is asked for; see there. `more` goes into `experiment.yaml` as it is."""
     check_sampler(sampler, seed)
     limit = parse_bytes(bank_limit) if isinstance(bank_limit, str) else bank_limit
+    for flag, number in (("--budget", seconds), ("--max-trials", max_trials), ("--bank-limit", limit)):
+        if number is not None and number <= 0:
+            raise ConfigError(f"{flag} must be above 0, but got {number:g}")
     budgets = make_budgets(max_latency, min_speedup, max_drop, task.metric.points, max_size)
     if task.student is not None:
         raise ConfigError("search compresses the task's model; a student of its own is for autocompress.compress")
@@ -180,6 +183,7 @@ def read_order(
     table = survey(task.source, workload)
     rules = load_space(space or default_space(table), strategy)
     full_space = build_space(rules, table, profile)
+    check_size(full_space)
     root = Path(out or f"runs/{task.name}")
     asked = {
         **(source or {"task": task.name}),

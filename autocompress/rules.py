@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from autocompress.errors import PlanError, SpaceError, near
 from autocompress.layers import GroupKind
@@ -292,6 +292,12 @@ class SpaceRules(_Strict):
     repair: Literal["dense", "sequential"] = "dense"
     learn: tuple[Mapping[str, Any] | None, ...] = (None,)
     distill: DistillRule = DistillRule()
+    _file: str = PrivateAttr("")
+
+    @property
+    def source(self) -> str:
+        """Where the rules were read from, as messages name it."""
+        return self._file or f"space {self.name!r}"
 
     @field_validator("sparsity")
     @classmethod
@@ -356,4 +362,6 @@ def load_space(name_or_path: str | Path, strategy: str | None = None) -> SpaceRu
         data["strategy"] = strategy
         if strategy != "solve":
             data.pop("solve", None)
-    return validate(SpaceRules, data, str(path), SpaceError)
+    rules = validate(SpaceRules, data, str(path), SpaceError)
+    rules._file = str(path)
+    return rules

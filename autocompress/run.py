@@ -199,12 +199,17 @@ def make_budgets(
     max_size: str | int | None = None,
 ) -> Budgets:
     """Budgets from what a user writes; raises `ConfigError` naming the flag. `points` per unit of the metric."""
-    latency = max_latency if isinstance(max_latency, float | int) else None
+    if isinstance(max_latency, int | float):
+        if not max_latency > 0:
+            raise ConfigError(f"--max-latency must be a time above 0 such as 5ms or 0.005, but got {max_latency:g}")
+        latency: float | None = max_latency
+    else:
+        latency = None if max_latency is None else parse_seconds(max_latency, "--max-latency")
     return Budgets(
-        max_latency_s=latency or (parse_seconds(str(max_latency), "--max-latency") if max_latency else None),
-        min_speedup=parse_speedup(str(min_speedup)) if min_speedup else None,
-        max_drop=parse_drop(max_drop, points=points) if max_drop else None,
-        max_size_bytes=parse_bytes(str(max_size), "--max-size", bare="b") if max_size else None,
+        max_latency_s=latency,
+        min_speedup=None if min_speedup is None else parse_speedup(str(min_speedup)),
+        max_drop=None if max_drop is None else parse_drop(max_drop, points=points),
+        max_size_bytes=None if max_size is None else parse_bytes(str(max_size), "--max-size", bare="b"),
     )
 
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from autocompress.errors import SpaceError
 from autocompress.hardware import HardwareProfile
 from autocompress.layers import Layer, LayerTable
+from autocompress.misfit import check_fits, nothing_to_choose
 from autocompress.plan import (
     INT4_GROUP,
     PRECISIONS,
@@ -306,8 +306,9 @@ def build_space(
         learning_rate: default of the recoveries, in place of the space's own.
 
     Raises:
-        SpaceError: a pattern matches no layer, or nothing is left to choose; says why.
+        SpaceError: a pattern matches no layer, a recipe is not for this model, or nothing is left to choose; says why.
     """
+    check_fits(rules, table)
     if learning_rate is not None:
         default = rules.distill.default.model_copy(update={"learning_rate": learning_rate})
         rules = rules.model_copy(update={"distill": rules.distill.model_copy(update={"default": default})})
@@ -335,15 +336,25 @@ def build_space(
         levels["learn"] = tuple(float(number) for number in range(len(rules.learn)))
     searched = [Variable(name, options) for name, options in levels.items() if len(options) > 1]
     recovery, held = _distill_variables(rules.distill)
-    if not searched and not recovery:
-        raise SpaceError(
-            f"space {rules.name!r} leaves nothing to choose for this model on profile {profile.name!r}: "
-            f"{len(table.layers)} layers ({', '.join(sorted({la.kind for la in table.layers}))}), "
-            f"{len(table.groups)} groups; precisions with a kernel: "
-            + "; ".join(f"{kind} {', '.join(offers)}" for kind, offers in profile.precisions.items())
-        )
     fixed: dict[str, float | str] = {name: options[0] for name, options in levels.items() if len(options) == 1}
-    return SearchSpace(rules, table, profile, (*searched, *recovery), {**fixed, **held}, choices)
+    space = SearchSpace(rules, table, profile, (*searched, *recovery), {**fixed, **held}, choices)
+    if not space.variables or (_asks_beyond_recovery(rules) and _leaves_all(space)):
+        raise nothing_to_choose(rules, table, profile, dropped, default_space(table))
+    return space
+
+
+def _asks_beyond_recovery(rules: SpaceRules) -> bool:
+    """Whether a space is about more than teaching the model as it is."""
+    fields = SpaceRules.model_fields
+    return any(
+        getattr(rules, name) != fields[name].default for name in ("groups", "blocks", "layers", "sparsity", "learn")
+    )
+
+
+def _leaves_all(space: SearchSpace) -> bool:
+    """Whether even the least of everything is the dense model: all shares rounded up, no rank that saves anything."""
+    least = {v.name: len(v.levels) - 1 for v in space.variables if v.levels and v.name != "steps"}
+    return space.rules.recipes == (None,) and replace(space.decode(least), distill=None, seed=0) == Plan()
 
 
 def _group_levels(rules: SpaceRules, table: LayerTable) -> dict[str, tuple[float | str, ...]]:
@@ -365,11 +376,7 @@ def _ruled_layers(rules: SpaceRules, table: LayerTable) -> Iterator[tuple[Layer,
     """Each layer that a rule fits, with the number of its last rule."""
     last: dict[str, int] = {}
     for number, rule in enumerate(rules.layers):
-        matched = table.match(rule.match)
-        fitting = [layer for layer in matched if rule.kind in (None, layer.kind)]
-        if not fitting and rule.match != "*":
-            kinds = ", ".join(sorted({layer.kind for layer in matched}))
-            raise SpaceError(f"space {rules.name!r}: layers.{number}: {rule.match!r} matches only {kinds} layers")
+        fitting = [layer for layer in table.match(rule.match) if rule.kind in (None, layer.kind)]
         last.update({layer.name: number for layer in fitting})
     for layer in table.layers:
         if layer.name in last:
@@ -409,4 +416,12 @@ def default_space(table: LayerTable) -> str:
     kinds = {group.kind for group in table.groups}
     if "channels" in kinds:
         return "cnn"
-    return "transformer" if kinds else "generic"
+    if not kinds:
+        return "generic"
+    return "decoder" if _writes_tokens(table) else "transformer"
+
+
+def _writes_tokens(table: LayerTable) -> bool:
+    """Whether a head outside the blocks scores the very tokens that an embedding reads, as language models do."""
+    vocabularies = {layer.weight_shape for layer in table.layers if layer.kind == "embedding"}
+    return any(la.kind == "linear" and not la.block and la.weight_shape in vocabularies for la in table.layers)

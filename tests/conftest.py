@@ -24,13 +24,17 @@ MakeTrial = Callable[..., Trial]
 MakeSpace = Callable[..., SearchSpace]
 
 
-def encoder_table(blocks: int = 2) -> LayerTable:
-    """Embedding (50, 8); per block q, k, v, o (8, 8), up (16, 8), down (8, 16); a convolution; a classifier (3, 8)."""
-    layers = [Layer("embed", "embedding", (50, 8), 400, 0, why_not={"factorize": "embeddings are looked up"})]
+def encoder_table(blocks: int = 2, width: int = 8) -> LayerTable:
+    """Embedding (50, 8); per block q, k, v, o (8, 8), up (16, 8), down (8, 16); a convolution; a classifier (3, 8).
+
+    `width` takes the place of 8.
+    """
+    embedding = (50, width)
+    layers = [Layer("embed", "embedding", embedding, 50 * width, 0, why_not={"factorize": "embeddings are looked up"})]
     groups = []
     for i in range(blocks):
         base = f"net.{i}"
-        shapes = {"q": (8, 8), "k": (8, 8), "v": (8, 8), "o": (8, 8), "up": (16, 8), "down": (8, 16)}
+        shapes = {**dict.fromkeys("qkvo", (width, width)), "up": (2 * width, width), "down": (width, 2 * width)}
         layers += [
             Layer(f"{base}.{n}", "linear", s, s[0] * (s[1] + 1), 10 * s[0] * s[1], base) for n, s in shapes.items()
         ]
@@ -40,15 +44,15 @@ def encoder_table(blocks: int = 2) -> LayerTable:
                 f"{base}.attention/heads",
                 "heads",
                 4,
-                tuple(Slice(name, 2) for name in (q, k, v)),
-                (Slice(o, 2),),
+                tuple(Slice(name, width // 4) for name in (q, k, v)),
+                (Slice(o, width // 4),),
                 block=base,
             ),
-            Group(f"{base}.mlp/neurons", "neurons", 16, (Slice(up),), (Slice(down),), block=base),
+            Group(f"{base}.mlp/neurons", "neurons", 2 * width, (Slice(up),), (Slice(down),), block=base),
             Group(base, "block", 1, block=base, removes=(q, k, v, o, up, down), stubs=(Stub(base),)),
         ]
     layers.append(Layer("conv", "conv", (4, 1, 3, 3), 40, 360, why_not={"factorize": "it is a convolution"}))
-    layers.append(Layer("classifier", "linear", (3, 8), 27, 24))
+    layers.append(Layer("classifier", "linear", (3, width), 3 * width + 3, 3 * width))
     return LayerTable(tuple(layers), tuple(groups), sum(layer.params for layer in layers))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -270,6 +271,36 @@ def test_a_space_without_a_choice_is_refused_before_any_work(task: autocompress.
     space = tmp_path / "empty.yaml"
     space.write_text("layers: [{match: '*', precision: [fp32]}]\n")
     with pytest.raises(SpaceError, match="leaves nothing to choose"):
+        autocompress.search(task, out=tmp_path / "run", space=space)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"budget": 0}, "--budget must be above 0, but got 0"),
+        ({"max_trials": 0}, "--max-trials must be above 0, but got 0"),
+        ({"bank_limit": -1}, "--bank-limit must be above 0, but got -1"),
+        ({"max_latency": 0.0}, "--max-latency must be a time above 0 such as 5ms or 0.005, but got 0"),
+        ({"min_speedup": 0}, "--min-speedup must be a factor of 1 or more such as 2x, but got '0'"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_numbers_that_mean_nothing_are_refused_before_any_work(
+    task: autocompress.Task, tmp_path: Path, settings: dict[str, float], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        autocompress.search(task, out=tmp_path / "run", **settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_size_that_no_choice_of_bits_keeps_is_refused_before_any_work(
+    task: autocompress.Task, tmp_path: Path
+) -> None:
+    """int8 weights are a quarter of fp32; scales and float biases come on top."""
+    space = tmp_path / "small.yaml"
+    space.write_text("strategy: solve\nsolve: {max_size: 0.2}\nlayers: [{precision: [fp32, int8]}]\n")
+    with pytest.raises(SpaceError, match=r"small\.yaml: solve\.max_size: 0\.2 .* is 0\.26 .*; give 0\.26 or more"):
         autocompress.search(task, out=tmp_path / "run", space=space)
     assert not (tmp_path / "run").exists()
 

@@ -6,6 +6,7 @@ The table: two blocks of 4 heads (width 2) and 16 neurons; rounding heads 1, neu
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -13,9 +14,9 @@ from hypothesis import strategies as st
 
 from autocompress.errors import SpaceError
 from autocompress.hardware import HardwareProfile, Rounding
-from autocompress.layers import Group, LayerTable
+from autocompress.layers import Group, Layer, LayerTable
 from autocompress.plan import Distill, Factorize, LayerPlan, Plan, Prune, Quantize, check_plan
-from autocompress.rules import SpaceRules
+from autocompress.rules import SpaceRules, load_space
 from autocompress.space import LayerChoice, SearchSpace, Variable, build_space, default_space
 
 JOINT = {
@@ -264,7 +265,7 @@ def test_decode_rounds_structures_to_the_profile(joint):
 )
 def test_widths_go_to_the_nearest_multiple_and_full_ones_say_nothing(make_space, share, step, keep):
     profile = HardwareProfile(name="p", threads=1, rounding=Rounding(neurons=step), precisions={})
-    space = make_space({"groups": {"neurons": [1.0, share]}}, profile=profile)
+    space = make_space({"groups": {"neurons": [1.0, share], "heads": [1.0, 0.5]}}, profile=profile)
     plan = space.decode({"keep:net.0.mlp/neurons": 1})
     assert plan == Plan({"net.0.mlp/neurons": Prune(keep)} if keep else {})
 
@@ -346,7 +347,7 @@ def test_the_probed_learning_rate_takes_the_place_of_the_default(make_space):
     ],
 )  # fmt: skip
 def test_keep_at_least_is_respected(make_space, make_table, blocks, share, removed):
-    rules = {"blocks": {"remove": True, "keep_at_least": share}}
+    rules = {"blocks": {"remove": True, "keep_at_least": share}, "groups": {"heads": [1.0, 0.5]}}
     space = make_space(rules, table=make_table(blocks))
     plan = space.decode({f"remove:net.{i}": 1 for i in range(blocks)})
     assert plan == Plan({name: Prune(0) for name in removed})
@@ -446,19 +447,108 @@ def test_a_kind_that_the_model_lacks_is_passed_over_for_all_layers(make_space, t
     assert len(space.variables) == len(linear_only.layers)
 
 
-def test_nothing_to_choose_says_why(make_space):
-    profile = HardwareProfile(name="bare", threads=1, precisions={"linear": ("fp32",)})
-    message = (
-        r"space 'test' leaves nothing to choose for this model on profile 'bare': 15 layers "
-        r"\(conv, embedding, linear\), 6 groups; precisions with a kernel: linear fp32"
-    )
-    with pytest.raises(SpaceError, match=message):
-        make_space({"layers": [{"precision": ["fp32", "int8"]}]}, profile=profile)
+def test_a_pattern_or_kind_that_does_not_fit_is_told_with_the_others_and_the_file(tmp_path, table, profile):
+    file = tmp_path / "mine.yaml"
+    file.write_text("layers: [{match: clasifier}, {match: 'net.*', kind: conv}, {kind: conv, precision: [fp32, int8]}]")
+    with pytest.raises(SpaceError) as caught:
+        build_space(load_space(file), table, profile)
+    assert str(caught.value).splitlines() == [
+        f"{file}:",
+        "  layers.0.match: layer pattern 'clasifier' matches no layer of this model; did you mean 'classifier'?",
+        "  layers.1: 'net.*' matches only linear layers, but kind is 'conv'",
+    ]
+
+
+NAMELESS = "the model has 15 layers (conv, embedding, linear) and 0 groups; the space for it is 'generic'"
+
+
+@pytest.mark.parametrize(
+    ("rules", "grouped", "told"),
+    [
+        pytest.param(
+            {}, False, ["it asks for nothing; give levels to groups, blocks or layers", NAMELESS], id="nothing"
+        ),
+        pytest.param(
+            {"groups": {"heads": [1.0, 0.5], "remove_attention": True}, "blocks": {"remove": True},
+             "distill": {"steps": [0, 10]}}, False,
+            ["groups.heads [1.0, 0.5]: no adapter knows heads of this model",
+             "groups.remove_attention true: no adapter knows such parts of this model",
+             "blocks.remove true: no adapter knows such parts of this model", NAMELESS], id="no_structure",
+        ),
+        pytest.param(
+            {"groups": {"channels": [0.5]}, "distill": {"steps": [10]}}, False,
+            ["groups.channels [0.5]: no adapter knows channels of this model", NAMELESS], id="fixed_structure",
+        ),
+        pytest.param(
+            {"groups": {"neurons": [1.0, 0.95]}}, True,
+            ["groups.neurons [1.0, 0.95]: rounded to multiples of 4 (rounding.neurons of the profile), "
+             "all of them stay"],
+            id="rounded",
+        ),
+        pytest.param(
+            {"blocks": {"remove": True, "keep_at_least": 0.9}}, True,
+            ["blocks.remove true: keep_at_least 0.9 keeps all 2 of them"], id="all_blocks_stay",
+        ),
+        pytest.param(
+            {"layers": [{"match": "conv", "rank": [1.0, 0.5]}, {"match": "net.*", "rank": [1.0, 0.9]}]}, True,
+            ["layers.0.rank [1.0, 0.5]: layer conv: it is a convolution",
+             "layers.1.rank [1.0, 0.9]: in multiples of 2 (rounding.rank of the profile) none is smaller"], id="rank",
+        ),
+        pytest.param(
+            {"layers": [{"kind": "linear", "precision": ["int8"]}]}, True,
+            ["layers.0.precision ['int8']: one level is a decision and no choice; give several"], id="one_level",
+        ),
+    ],
+)  # fmt: skip
+def test_a_space_that_leaves_nothing_to_choose_says_why_of_each_key(make_space, table, rules, grouped, told):
+    with pytest.raises(SpaceError) as caught:
+        make_space(rules, table=table if grouped else LayerTable(table.layers, (), 1))
+    first, *lines = str(caught.value).splitlines()
+    assert first == "space 'test': leaves nothing to choose for this model on profile 'tiny'"
+    assert [line.strip() for line in lines][: len(told)] == told
+
+
+@pytest.mark.parametrize(
+    ("dropped", "ending"),
+    [([], "linear fp32, int8"), (["int8"], "int8; the probe dropped int8, which save no time here")],
+)
+def test_kernels_that_are_missing_or_dropped_are_named(make_space, dropped, ending):
+    profile = HardwareProfile(name="bare", threads=1, precisions={"linear": ("fp32", "int8")})
+    with pytest.raises(SpaceError, match=f"layers.0.precision .*: the profile has kernels for .*{ending}"):
+        make_space(
+            {"layers": [{"kind": "linear", "precision": ["fp32", "int8" if dropped else "int4-weights"]}]},
+            profile=profile,
+            dropped=frozenset(dropped),
+        )
+
+
+def test_what_only_teaches_may_leave_the_model_whole(make_space, table):
+    space = make_space({"distill": {"steps": [0, 10]}}, table=LayerTable(table.layers, (), 1))
+    assert {v.name for v in space.variables} == {"steps", "soft_weight", "temperature", "learning_rate"}
+
+
+def test_a_recipe_for_structure_is_refused_where_none_is_known(make_space, table):
+    rules = {"layers": [{"precision": ["fp32", "int8"]}], "learn": [None, {"recipe": "cofi", "sparsity": 0.5}]}
+    with pytest.raises(
+        SpaceError, match=r"space 'test': learn: recipe cofi needs heads or neurons in blocks, .* 0 groups"
+    ):
+        make_space(rules, table=LayerTable(table.layers, (), 1))
+    assert "learn" in make_space(rules).by_name
 
 
 def test_default_space_follows_the_structure(table):
     assert default_space(table) == "transformer"
     assert default_space(LayerTable(table.layers, (), 1)) == "generic"
+    channels = (Group("conv/channels", "channels", 4),)
+    assert default_space(LayerTable(table.layers, channels, 1)) == "cnn"
+
+
+def test_a_head_that_scores_what_an_embedding_reads_makes_a_decoder(table):
+    head = Layer("head", "linear", table.layer("embed").weight_shape, 400, 400)
+    inside = replace(head, block="net.0")
+    assert default_space(LayerTable((*table.layers, head), table.groups, 1)) == "decoder"
+    assert default_space(LayerTable((*table.layers, inside), table.groups, 1)) == "transformer"
+    assert default_space(LayerTable((*table.layers, head), (), 1)) == "generic"
 
 
 def test_groups_outside_any_block_are_choices_too(profile):

@@ -356,7 +356,10 @@ def references(space: SearchSpace, probe: Probe) -> tuple[tuple[Origin, Plan], .
 
 
 def seeds(space: SearchSpace, probe: Probe) -> Iterator[tuple[Origin, Values]]:
-    """What the controller proposes first: dense, uniform int8, uniform levels, and halves of the blocks removed."""
+    """What the controller proposes first: dense, uniform int8, uniform levels, and halves of the blocks removed.
+
+    A space that chooses nothing but how to teach starts with no recovery, its default one, and one with the least λ.
+    """
     best: Precision = probe.fastest_precision
     if space.decode(space.uniform()) == Plan():
         yield "dense", space.uniform()
@@ -364,19 +367,36 @@ def seeds(space: SearchSpace, probe: Probe) -> Iterator[tuple[Origin, Values]]:
         if precision not in probe.dropped and space.uniform(precision=precision) != space.uniform():
             yield "uniform-int8", space.uniform(precision=precision)
     rules = space.rules
-    shares = sorted({*rules.groups.heads, *rules.groups.neurons} - {1.0}, reverse=True)
+    shares = _shares(space)
     blocks = space.table.blocks
-    prunable = any(v.name.startswith("keep:") for v in space.variables)
-    for place, share in enumerate(shares if prunable else ()):
+    for place, share in enumerate(shares):
         if place < UNRECOVERED:
             yield "uniform", space.uniform(keep=share, precision=best)
         yield "uniform", space.uniform(keep=share, precision=best, recover=True)
     if rules.blocks.remove and len(blocks) > 1:
         for removed in (blocks[(len(blocks) + 1) // 2 :], blocks[1::2]):
             yield "seed", space.uniform(precision=best, removed=removed, recover=True)
-            for share in shares[1::2] if prunable else ():
+            for share in shares[1::2]:
                 yield "seed", space.uniform(keep=share, precision=best, removed=removed, recover=True)
-    if not prunable:
-        ranks = sorted({r for rule in rules.layers for r in rule.rank} - {1.0}, reverse=True)
-        for rank in ranks:
-            yield "uniform", space.uniform(rank=rank, precision=best, recover=True)
+    if not shares:
+        yield from _other_seeds(space, best)
+
+
+def _shares(space: SearchSpace) -> list[float]:
+    """Levels of all structures but the hidden width, full ones left out, the largest first."""
+    names = {f"keep:{group.name}" for group in space.table.groups if not group.removable and group.kind != "hidden"}
+    levels = {float(level) for v in space.variables if v.name in names for level in v.levels}
+    return sorted(levels - {1.0}, reverse=True)
+
+
+def _other_seeds(space: SearchSpace, best: Precision) -> Iterator[tuple[Origin, Values]]:
+    """Uniform ranks, recipes, and ways to teach, of a space without structures to choose."""
+    rules = space.rules
+    for rank in sorted({r for rule in rules.layers for r in rule.rank} - {1.0}, reverse=True):
+        yield "uniform", space.uniform(rank=rank, precision=best, recover=True)
+    for number in range(1, len(rules.learn)):
+        yield "uniform", {**space.uniform(precision=best, recover=True), "learn": number}
+    if not space.structure:
+        taught = space.uniform(recover=True)
+        least = {v.name: v.low for v in space.variables if v.name == "soft_weight"}
+        yield from (("uniform", space.uniform()), ("uniform", taught), ("seed", {**taught, **least}))

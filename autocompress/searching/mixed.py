@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from autocompress.budgets import Budgets
 from autocompress.compressing.sensitivity import Sensitivity, sensitivities
+from autocompress.errors import SpaceError
 from autocompress.layers import LayerTable
 from autocompress.pipeline import Workshop
 from autocompress.plan import Plan, Precision
@@ -77,6 +79,26 @@ def dropped_precisions(probe: Probe, rules: SpaceRules) -> frozenset[Precision]:
     if rules.solve.by_size:
         return frozenset(fact.precision for fact in probe.precisions if fact.ratio is None)
     return probe.dropped
+
+
+def check_size(space: SearchSpace) -> None:
+    """Refuse a `max_size` that no choice of bits keeps.
+
+    Raises:
+        SpaceError: names the least share that can be kept.
+    """
+    rules, table = space.rules, space.table
+    if rules.solve.max_size == 1:
+        return
+    dense = weight_bytes(Plan(), table)
+    saved = sum(max(dense - weight_bytes(option, table) for option in unit.options) for unit in units_of(space))
+    least = 1 - saved / dense
+    if least > rules.solve.max_size:
+        raise SpaceError(
+            f"{rules.source}: solve.max_size: {rules.solve.max_size:g} is under what any choice of bits leaves: every "
+            f"layer at its lightest is {least:.3g} of the dense bytes on profile {space.profile.name!r}; "
+            f"give {math.ceil(100 * least) / 100:g} or more, or lighter precisions"
+        )
 
 
 def limits_of(budgets: Budgets, probe: Probe, rule: SolveRule, table: LayerTable) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +17,8 @@ from autocompress.errors import AutocompressError, BudgetError, ModelError
 from autocompress.measure.dense import DenseSetting, find_best_dense
 from autocompress.measure.latency import Setting
 from autocompress.pipeline import Workshop, build
-from autocompress.plan import PRECISIONS, Distill, Plan, Precision
+from autocompress.plan import PRECISIONS, Cofi, Distill, Plan, Precision, Prune
+from autocompress.plan.check import removed_layers
 from autocompress.records import Latency, write_json
 from autocompress.space import SearchSpace
 
@@ -153,9 +155,23 @@ def _smallest(shop: Workshop, space: SearchSpace, precisions: tuple[PrecisionFac
         for precision in ("fp32", *fastest)
         for rank in (0.0, 1.0)
     )
+    plans.update(dict.fromkeys(plan for precision in ("fp32", *fastest) for plan in _most_learned(space, precision)))
     for plan in plans:
         built = build(Plan(plan.groups, plan.layers), shop, keep_weights=False)
         yield shop.bench.measure(shop.root / built.path)
+
+
+def _most_learned(space: SearchSpace, precision: Precision) -> Iterator[Plan]:
+    """What the strongest recipe for structure may leave: as whole blocks, its share of weights saves the most time."""
+    recipes = [recipe for recipe in space.rules.recipes if isinstance(recipe, Cofi)]
+    if not recipes:
+        return
+    share = max(r.sparsity if r.sparsity is not None else 1 - (r.latency_ratio or 0.0) for r in recipes)
+    blocks = space.table.blocks
+    groups = {name: Prune(0) for name in blocks[len(blocks) - math.ceil(share * len(blocks)) :]}
+    gone = removed_layers(Plan(groups), space.table)
+    bits = space.decode(space.uniform(precision=precision), learn=False).layers
+    yield Plan(groups, {name: lp for name, lp in bits.items() if name not in gone})
 
 
 def probe_precisions(shop: Workshop, space: SearchSpace, say: Callable[[str], None]) -> tuple[PrecisionFact, ...]:
