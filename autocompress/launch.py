@@ -102,6 +102,7 @@ def search(
     watcher = watcher or Silent()
     check_runner(workers, ray)
     seconds = budget if isinstance(budget, int | float) else parse_seconds(budget, "--budget")
+    _check_positive({"--budget": seconds, "--max-trials": max_trials})
     order = read_order(
         task, out=out, space=space, hardware=hardware, max_latency=max_latency, min_speedup=min_speedup,
         max_drop=max_drop, max_size=max_size, strategy=strategy, sampler=sampler, seed=seed, bank_limit=bank_limit,
@@ -172,9 +173,7 @@ def read_order(
     """Check and resolve what `search` is asked for; see there. `more` goes into `experiment.yaml` as it is."""
     check_sampler(sampler, seed)
     limit = parse_bytes(bank_limit) if isinstance(bank_limit, str) else bank_limit
-    for flag, number in (("--budget", seconds), ("--max-trials", max_trials), ("--bank-limit", limit)):
-        if number is not None and number <= 0:
-            raise ConfigError(f"{flag} must be above 0, but got {number:g}")
+    _check_positive({"--bank-limit": limit})
     budgets = make_budgets(max_latency, min_speedup, max_drop, task.metric.points, max_size)
     if task.student is not None:
         raise ConfigError("search compresses the task's model; a student of its own is for autocompress.compress")
@@ -309,6 +308,12 @@ def _resolved(
         "space": rules.model_dump(mode="json"),
         "budgets": list(budgets.sentences()),
     }
+
+
+def _check_positive(numbers: Mapping[str, float | None]) -> None:
+    for flag, number in numbers.items():
+        if number is not None and number <= 0:
+            raise ConfigError(f"{flag} must be above 0, but got {number:g}")
 
 
 def _part_notes(task: Task) -> Iterator[str]:
