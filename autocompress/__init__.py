@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from autocompress.tasks import TaskSource, load_task
     from autocompress.tasks.task import Examples, Metric, Task
     from autocompress.toolbox import Compressed, compress
+    from autocompress.tuning import ray_tune
 
 #: Public name to the module that holds it; imported when first asked for, so that a report needs no torch.
 _HOMES = {
@@ -77,6 +78,7 @@ _HOMES = {
     "load_space": "rules",
     "load_task": "tasks",
     "plan_from_json": "plan",
+    "ray_tune": "tuning",
     "restore": "compressing.shape",
     "search": "launch",
 }
@@ -116,6 +118,7 @@ __all__ = [
     "load_space",
     "load_task",
     "plan_from_json",
+    "ray_tune",
     "restore",
     "search",
 ]

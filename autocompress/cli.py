@@ -54,6 +54,8 @@ def search(
     seed: Annotated[int | None, typer.Option()] = None,
     max_trials: Annotated[int | None, typer.Option(help="candidates to evaluate at most")] = None,
     bank_limit: BankLimit = None,
+    workers: Annotated[int | None, typer.Option(help="processes that build candidates, or tasks of --ray [1]")] = None,
+    ray: Annotated[str | None, typer.Option(help="a Ray cluster: host:port, auto or local")] = None,
 ) -> None:
     """Search; the same command again resumes."""
     flags = dict(locals())
@@ -87,6 +89,8 @@ def search(
             seed=settings.seed,
             max_trials=settings.max_trials,
             bank_limit=settings.bank_limit,
+            workers=settings.workers,
+            ray=settings.ray,
             watcher=progress,
             source=source,
         )

@@ -38,6 +38,8 @@ class Experiment(BaseModel):
     seed: int = 0
     max_trials: int | None = Field(None, ge=1)
     bank_limit: str | None = None
+    workers: int | None = None
+    ray: str | None = None
     resolved: dict[str, Any] | None = None
 
 

@@ -9,7 +9,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ from autocompress.searching.controller import Sampler, check_sampler
 from autocompress.searching.loop import Loop, references
 from autocompress.searching.mixed import dropped_precisions
 from autocompress.searching.probe import Probe, check_reachable, run_probe
+from autocompress.searching.runner import Runner
+from autocompress.searching.runners import check_runner, open_runner
 from autocompress.searching.status import Silent, Watcher
 from autocompress.space import SearchSpace, build_space, default_space
 from autocompress.survey import survey
@@ -62,6 +64,8 @@ def search(
     seed: int = 0,
     max_trials: int | None = None,
     bank_limit: str | int | None = None,
+    workers: int | None = None,
+    ray: str | None = None,
     watcher: Watcher | None = None,
     source: Mapping[str, Any] | None = None,
 ) -> Run:
@@ -83,6 +87,10 @@ def search(
         seed: of the sampler and of the recoveries.
         max_trials: candidates to evaluate at most.
         bank_limit: disk that intermediate results may take, such as "2GB", or bytes; may differ when resuming.
+        workers: processes that build, recover and score candidates, each with its share of the cores; they rest while
+            one is timed. 1 by default: all in this process. May differ when resuming.
+        ray: a Ray cluster that does so in their place: "host:port", "auto" (the one that runs here) or "local" (one is
+            started); `workers` are then tasks at a time, by default one per node. Latencies are still taken here.
         watcher: is told what happens.
         source: how the task was made, for `experiment.yaml`.
 
@@ -92,8 +100,75 @@ def search(
         RunMismatchError: `out` holds another experiment; says what differs.
     """
     watcher = watcher or Silent()
-    check_sampler(sampler, seed)
+    check_runner(workers, ray)
     seconds = budget if isinstance(budget, int | float) else parse_seconds(budget, "--budget")
+    order = read_order(
+        task, out=out, space=space, hardware=hardware, max_latency=max_latency, min_speedup=min_speedup,
+        max_drop=max_drop, max_size=max_size, strategy=strategy, sampler=sampler, seed=seed, bank_limit=bank_limit,
+        source=source,
+        more={
+            "budget": str(budget) if isinstance(budget, str) else f"{budget:g}s",
+            "max_trials": max_trials, "workers": workers, "ray": ray,
+        },
+    )  # fmt: skip
+    with claimed(order.root):
+        settle_folder(order)
+        run = Run(order.root)
+        state = run.state
+        if state.get("finished") and _enough(state, seconds, max_trials):
+            watcher.say(f"nothing left to do: {run.status()}")
+            if not (order.root / "report.html").is_file():
+                run.report()
+            return run
+        torch.set_num_threads(cores())
+        with opened_shop(order) as shop, closing(open_runner(shop, workers, ray)) as runner:
+            _search(order, shop, runner, seconds, max_trials, watcher)
+    run = Run(order.root)
+    run.report()
+    return run
+
+
+@dataclass(frozen=True)
+class Order:
+    """A search as it was asked for: everything is resolved and fits together, and nothing is done yet.
+
+    Attributes:
+        task, profile, table, space, budgets: what is searched, where, and for what.
+        root: the run folder.
+        asked, resolved: as `experiment.yaml` tells them.
+        bank_limit: bytes.
+    """
+
+    task: Task
+    root: Path
+    profile: HardwareProfile
+    table: LayerTable
+    space: SearchSpace
+    budgets: Budgets
+    asked: Mapping[str, Any]
+    resolved: Mapping[str, Any]
+    bank_limit: int | None
+
+
+def read_order(
+    task: Task,
+    *,
+    out: str | Path | None,
+    space: str | Path | None,
+    hardware: str | Path,
+    max_latency: str | float | None,
+    min_speedup: str | float | None,
+    max_drop: str | None,
+    max_size: str | int | None,
+    strategy: Strategy | None,
+    sampler: Sampler,
+    seed: int,
+    bank_limit: str | int | None,
+    source: Mapping[str, Any] | None,
+    more: Mapping[str, Any],
+) -> Order:
+    """Check and resolve what `search` is asked for; see there. `more` goes into `experiment.yaml` as it is."""
+    check_sampler(sampler, seed)
     limit = parse_bytes(bank_limit) if isinstance(bank_limit, str) else bank_limit
     budgets = make_budgets(max_latency, min_speedup, max_drop, task.metric.points, max_size)
     if task.student is not None:
@@ -115,45 +190,32 @@ def search(
         "strategy": strategy,
         "sampler": sampler,
         "seed": seed,
-        "budget": str(budget) if isinstance(budget, str) else f"{budget:g}s",
-        "max_trials": max_trials,
         "bank_limit": bank_limit,
+        **more,
         "out": str(root),
     }
     resolved = _resolved(task, rules, profile, table, budgets)
-    with _claimed(root):
-        _settle_folder(root, asked, resolved, task, table)
-        write_workload(root / "inputs.npz", task, profile.workload)
-        run = Run(root)
-        state = run.state
-        if state.get("finished") and _enough(state, seconds, max_trials):
-            watcher.say(f"nothing left to do: {run.status()}")
-            if not (root / "report.html").is_file():
-                run.report()
-            return run
-        torch.set_num_threads(cores())
-        dense_file = artifact_folder(root, Plan()) / model_file(profile.runtime)
-        with closing(open_bench(profile, root / "inputs.npz", dense_file, table)) as bench:
-            shop = open_workshop(root, task, table, profile, bench, bank_limit=limit)
-            _search(shop, full_space, budgets, asked, seconds, max_trials, state, watcher)
-    run = Run(root)
-    run.report()
-    return run
+    return Order(task, root, profile, table, full_space, budgets, asked, resolved, limit)
 
 
-def _search(
-    shop: Workshop,
-    full_space: SearchSpace,
-    budgets: Budgets,
-    asked: Mapping[str, Any],
-    seconds: float,
-    max_trials: int | None,
-    state: Mapping[str, Any],
-    watcher: Watcher,
-) -> None:
-    root = shop.root
-    overhead = {"search_s": state.get("search_s", 0.0), "controller_s": state.get("controller_s", 0.0)}
-    trials = read_trials(root / "trials.jsonl")
+@contextlib.contextmanager
+def opened_shop(order: Order) -> Iterator[Workshop]:
+    """The workshop of a run whose folder is settled, with the processes that measure for it."""
+    dense_file = artifact_folder(order.root, Plan()) / model_file(order.profile.runtime)
+    with closing(open_bench(order.profile, order.root / "inputs.npz", dense_file, order.table)) as bench:
+        yield open_workshop(order.root, order.task, order.table, order.profile, bench, bank_limit=order.bank_limit)
+
+
+def open_loop(
+    order: Order, shop: Workshop, runner: Runner, seconds: float, max_trials: int | None, watcher: Watcher
+) -> Loop:
+    """The loop of a new or resumed run, after the probe.
+
+    Raises:
+        BudgetError: no candidate can meet the budgets.
+    """
+    state, root = Run(order.root).state, order.root
+    overhead = {key: state.get(key, 0.0) for key in ("search_s", "controller_s")}
     loop: Loop
 
     def save(front: Front) -> None:
@@ -162,31 +224,43 @@ def _search(
 
     loop = Loop(
         shop=shop,
-        space=full_space,
-        budgets=budgets,
-        trials=trials,
+        space=order.space,
+        budgets=order.budgets,
+        trials=read_trials(root / "trials.jsonl"),
         budget_s=seconds,
         spent_s=float(state.get("spent_s", 0.0)),
         watcher=watcher,
         saved=save,
-        sampler=asked["sampler"],
-        seed=asked["seed"],
+        sampler=order.asked["sampler"],
+        seed=order.asked["seed"],
         max_trials=max_trials,
+        runner=runner,
     )
     loop.announce("probe")
-    loop.probe = _probe(shop, full_space, watcher)
-    check_reachable(loop.probe, budgets)
-    loop.references = references(full_space, loop.probe)
-    dropped = dropped_precisions(loop.probe, full_space.rules)
-    loop.space = build_space(full_space.rules, shop.table, shop.profile, dropped, loop.probe.learning_rate)
+    loop.probe = _probe(shop, order.space, watcher)
+    check_reachable(loop.probe, order.budgets)
+    loop.references = references(order.space, loop.probe)
+    dropped = dropped_precisions(loop.probe, order.space.rules)
+    loop.space = build_space(order.space.rules, shop.table, shop.profile, dropped, loop.probe.learning_rate)
+    return loop
+
+
+def _search(
+    order: Order, shop: Workshop, runner: Runner, seconds: float, max_trials: int | None, watcher: Watcher
+) -> None:
+    before = Run(order.root).state
+    loop = open_loop(order, shop, runner, seconds, max_trials, watcher)
     reason = loop.run()
-    overhead["search_s"] += loop.search_s
-    overhead["controller_s"] += loop.search_s - loop.worked_s
-    save(loop.front)
-    write_json(
-        root / "state.json",
-        {"spent_s": loop.elapsed_s, **overhead, "finished": reason, "budget_s": seconds, "max_trials": max_trials},
-    )
+    loop.saved(loop.front)
+    state = {
+        "spent_s": loop.elapsed_s,
+        "search_s": before.get("search_s", 0.0) + loop.search_s,
+        "controller_s": before.get("controller_s", 0.0) + loop.search_s - loop.worked_s,
+        "finished": reason,
+        "budget_s": seconds,
+        "max_trials": max_trials,
+    }
+    write_json(order.root / "state.json", state)
 
 
 def _probe(shop: Workshop, space: SearchSpace, watcher: Watcher) -> Probe:
@@ -231,7 +305,7 @@ def _resolved(
 
 
 @contextlib.contextmanager
-def _claimed(root: Path) -> Iterator[None]:
+def claimed(root: Path) -> Iterator[None]:
     """Hold the run folder, so that two searches never write into one; a killed process lets go by itself."""
     with storage_errors(root):
         root.mkdir(parents=True, exist_ok=True)
@@ -243,6 +317,12 @@ def _claimed(root: Path) -> Iterator[None]:
         raise ConfigError(f"--out {root}: another process searches in this run folder right now") from None
     with handle:
         yield
+
+
+def settle_folder(order: Order) -> None:
+    """Write down a new experiment, or make sure that the folder holds this one; and its workload."""
+    _settle_folder(order.root, order.asked, order.resolved, order.task, order.table)
+    write_workload(order.root / "inputs.npz", order.task, order.profile.workload)
 
 
 def _settle_folder(

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 from numpy.typing import NDArray
+from scipy.special import log_softmax
 from torch import nn
 
 from autocompress.compressing.bank import Bank
@@ -34,7 +35,7 @@ from autocompress.learn.gates import plan_widths
 from autocompress.learn.latency import LatencyFit, calibration_plans, fit_latency
 from autocompress.measure.decoding import open_graded
 from autocompress.measure.dense import AnyBench
-from autocompress.measure.queries import read_queries, write_queries
+from autocompress.measure.queries import Query, read_queries, write_queries
 from autocompress.plan import (
     INT4_GROUP,
     Cofi,
@@ -131,10 +132,25 @@ class Score:
     Attributes:
         value: the task's metric.
         stderr: its standard error, or None where the metric is no mean over samples.
+        answer: the file's first output for the query that was asked, in the process that scored it.
     """
 
     value: float
     stderr: float | None
+    answer: NDArray[Any] | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """What any process can find out about a plan, without the device.
+
+    Attributes:
+        trial: not measured yet; "FAILED" with a reason where the plan came to nothing.
+        answer: what the file answered where it was scored; None where it was not.
+    """
+
+    trial: Trial
+    answer: NDArray[Any] | None = None
 
 
 def evaluate(plan: Plan, shop: Workshop, number: int = 0, rung: int = 0) -> Trial:
@@ -142,22 +158,48 @@ def evaluate(plan: Plan, shop: Workshop, number: int = 0, rung: int = 0) -> Tria
 
     Only a full disk and an interrupt end the search; whatever else goes wrong belongs to the candidate.
     """
+    return measured(make(plan, shop, rung), shop.root, shop.bench).replace(number=number)
+
+
+def make(plan: Plan, shop: Workshop, rung: int = 0) -> Made:
+    """Build a plan's file and score it: what any process can do."""
     clock = _Clock()
-    trial = Trial(number, plan, "FAILED", "sampled", rung=rung, seconds=clock.seconds, what=describe(plan, shop.table))
+    trial = Trial(0, plan, "FAILED", "sampled", rung=rung, seconds=clock.seconds, what=describe(plan, shop.table))
     try:
         artifact = build(plan, shop, clock, rung)
-        with clock.stage("measure"):
-            timed = shop.bench.outputs(shop.root / artifact.path)
-            latency = shop.bench.measure(shop.root / artifact.path)
         with clock.stage("score"):
-            score = score_artifact(artifact, shop, shop.task.validation, timed)
+            score = score_artifact(artifact, shop, shop.task.validation, read_queries(shop.bench.inputs)[0])
     except StorageError:
         raise
     except Exception as fault:
-        return trial.replace(error=f"{type(fault).__name__}: {fault}")
-    return trial.replace(
-        state="DONE", artifact=artifact, latency=latency, quality=score.value, quality_stderr=score.stderr
-    )
+        return Made(trial.replace(error=f"{type(fault).__name__}: {fault}"))
+    return Made(trial.replace(artifact=artifact, quality=score.value, quality_stderr=score.stderr), score.answer)
+
+
+def measured(made: Made, root: Path, bench: AnyBench) -> Trial:
+    """Time what was made: what only the process that owns the device may do."""
+    trial, clock = made.trial, _Clock(dict(made.trial.seconds))
+    if trial.artifact is None or made.answer is None:
+        return trial
+    path = root / trial.artifact.path
+    try:
+        with clock.stage("measure"):
+            outputs = bench.outputs(path)
+            latency = bench.measure(path)
+        if outputs is not None:  # what is timed is what is graded
+            check_deviation(path, outputs, made.answer, SAME)
+    except StorageError:
+        raise
+    except Exception as fault:
+        failed = trial.replace(quality=None, quality_stderr=None, artifact=None, seconds=clock.seconds)
+        return failed.replace(error=f"{type(fault).__name__}: {fault}")
+    return trial.replace(state="DONE", latency=latency, seconds=clock.seconds)
+
+
+def settle(plan: Plan, shop: Workshop) -> None:
+    """Have the device's process find out what `make` may want to know of the device."""
+    if isinstance(plan.learn, Cofi) and plan.learn.latency_ratio is not None:
+        latency_fit(shop)
 
 
 @dataclass(frozen=True)
@@ -305,23 +347,21 @@ def save_weights(model: nn.Module, path: Path) -> None:
         write_atomic(path, safetensors.torch.save(state))
 
 
-def score_artifact(artifact: Artifact, shop: Workshop, examples: Examples, timed: NDArray[Any] | None = None) -> Score:
+def score_artifact(artifact: Artifact, shop: Workshop, examples: Examples, query: Query | None = None) -> Score:
     """The task's metric of an exported file on a split, run in the profile's runtime.
 
     Args:
         artifact: the file.
         shop: gives task and profile.
         examples: the split.
-        timed: what the process that timed the file got from it for the workload's first query, if there was one.
+        query: answered as well, where given.
 
     Raises:
         ModelError: the metric gives no finite number.
-        ExportError: this process gets something else than the one that timed the file.
     """
     profile = shop.profile
     session = open_graded(shop.root / artifact.path, profile.runtime, profile.host_threads, profile.host_device)
-    if timed is not None:
-        check_deviation(shop.root / artifact.path, timed, session.run(read_queries(shop.bench.inputs)[0])[0], SAME)
+    answer = None if query is None else session.run(query)[0]
     metric, targets = shop.task.metric, examples.targets.numpy()
     outputs = None
     for rows, inputs, wanted in examples.batches(shop.task.score_batch):
@@ -336,7 +376,13 @@ def score_artifact(artifact: Artifact, shop: Workshop, examples: Examples, timed
     stderr = None
     if metric.per_sample is not None and len(examples) > 1:
         stderr = float(metric.per_sample(outputs, targets).std(ddof=1) / np.sqrt(len(examples)))
-    return Score(value, stderr)
+    return Score(value, stderr, answer)
+
+
+def divergence(dense: NDArray[Any], outputs: NDArray[Any]) -> float:
+    """Mean KL(dense ‖ other) of two sets of logits ``(n, classes)``, in nats; never below 0."""
+    log_p, log_q = (log_softmax(logits.astype(np.float64), axis=-1) for logits in (dense, outputs))
+    return max(0.0, float((np.exp(log_p) * (log_p - log_q)).sum(axis=-1).mean()))
 
 
 def measure_again(trial: Trial, shop: Workshop) -> Latency:

@@ -124,6 +124,8 @@ class Trial:
         quality: the task's metric on the artefact, validation split.
         quality_stderr: its standard error, where the metric is a mean over samples.
         quality_test: the same on the test split; only set for the front, never used to choose.
+        divergence: mean KL(dense ‖ artefact) of its predictions on the samples of `quality`, in nats; None where they
+            are too many to keep.
         latency, artifact: None unless measured.
         seconds: stage name to wall-clock seconds.
         finished_s: seconds since the run's search began, pauses between resumes left out.
@@ -140,6 +142,7 @@ class Trial:
     quality: float | None = None
     quality_stderr: float | None = None
     quality_test: float | None = None
+    divergence: float | None = None
     latency: Latency | None = None
     artifact: Artifact | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)

@@ -100,7 +100,7 @@ class SearchSpace:
     @property
     def steps(self) -> tuple[int, ...]:
         """Levels of recovery steps above 0, few to many."""
-        return tuple(step for step in self.rules.distill.steps if step)
+        return () if self.fixed.get("steps") == 0 else tuple(step for step in self.rules.distill.steps if step)
 
     def untrained(self) -> SearchSpace:
         """The same space without its recovery."""

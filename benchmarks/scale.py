@@ -67,7 +67,7 @@ def staged_of(space, controller, trials) -> Staged:
     draw = np.random.default_rng(0)
     kl = {v.name: (0.0, *np.sort(draw.lognormal(-6, 1, len(v.levels) - 1)).tolist()) for v in space.structure}
     program = Knapsack(space, parts, Atoms(kl, 0, 0), work_model(space.table, 0.02, {"int8": 0.5}), {}, 0.02)
-    judge = Judge(True, lambda _trial: True, lambda plans: {plan: 0.01 for plan in plans})
+    judge = Judge(True, lambda _trial: True)
     return Staged(space, program, controller, judge, Clock(lambda: 1.0, 0.0, 1e9), trials=trials)
 
 

@@ -5,8 +5,8 @@ Where each node stands is what decides whether a runtime fuses it:
 - static int8: one unsigned 8-bit Q/DQ pair on the input, shared by every layer that reads the same tensor with
   the same steps, behind a Clip where there are fewer than 256; a signed 8-bit weight behind its DQ. None on the output
   of a linear. On a convolution's output one, behind the ReLU if that alone follows: without it ONNX Runtime computes
-  in float. A shortcut around convolutions starts at the integers that they read. A float bias behind MatMul, an int32
-  one inside Gemm and Conv.
+  in float. A shortcut around convolutions starts at the integers that they read, and is cut and padded as integers. A
+  float bias behind MatMul, an int32 one inside Gemm and Conv.
 - dynamic int8: DynamicQuantizeLinear, shared likewise, then MatMulInteger and one scaling.
 - 4-bit weights: MatMulNBits and GatherBlockQuantized, ONNX Runtime's own operators, which OpenVINO reads too.
 - fp16: half-precision constants behind a Cast; processors compute in float32.
@@ -62,7 +62,12 @@ def _pair(graph: Graph, source: str, steps: Steps, output: str | None = None) ->
     scale = graph.constant(f"{stem}_scale", np.array(steps.scale, dtype=np.float32))
     zero = graph.constant(f"{stem}_zero", np.array(steps.zero, dtype=np.uint8))
     quantized = graph.add("QuantizeLinear", [source, scale, zero], [f"{stem}_q"])
-    return graph.add("DequantizeLinear", [quantized, scale, zero], [output or f"{stem}_dq"])
+    return _dequantized(graph, (quantized, scale, zero), output or f"{stem}_dq")
+
+
+def _dequantized(graph: Graph, integers: tuple[str, str, str], output: str) -> str:
+    graph.integers[output] = integers
+    return graph.add("DequantizeLinear", list(integers), [output])
 
 
 def _quantized_input(graph: Graph, source: str, steps: Steps | None) -> str:
@@ -118,15 +123,13 @@ def _static_conv(graph: Graph, node: NodeProto, name: str, codes: Codes) -> None
     attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
     graph.add("Conv", inputs, [node.output[0]], **attributes)
     if codes.output is not None:
-        graph.rounded[_end(graph, node.output[0])] = codes.output
+        graph.rounded[end(graph, node.output[0])] = codes.output
 
 
-def _end(graph: Graph, output: str) -> str:
+def end(graph: Graph, output: str) -> str:
     """A convolution's output, or that of the ReLU that alone reads it: an integer kernel rectifies for nothing."""
-    follower = graph.followers.get(output)
-    if graph.readers[output] == 1 and follower is not None and follower.op_type == "Relu":
-        return str(follower.output[0])
-    return output
+    follower = graph.reader(output)
+    return str(follower.output[0]) if follower is not None and follower.op_type == "Relu" else output
 
 
 def round_behind(graph: Graph, node: NodeProto) -> None:
@@ -150,6 +153,36 @@ def read_rounded(graph: Graph, node: NodeProto, steps: Mapping[str, Steps]) -> N
         if name in steps:
             copied.input[place] = _quantized_input(graph, name, steps[name])
     graph.nodes.append(copied)
+
+
+def moves(node: NodeProto) -> bool:
+    """Whether a node only chooses values, or puts zeros around them: integers can take the same way."""
+    if node.op_type == "Pad":
+        modes = [item.s for item in node.attribute if item.name == "mode"]
+        return modes in ([], [b"constant"]) and not any(node.input[2:])
+    return bool(node.op_type == "Slice")
+
+
+def move_rounded(graph: Graph, node: NodeProto, steps: Mapping[str, Steps]) -> None:
+    """Add a node that moves values: as integers, where its input has them or has steps."""
+    source = str(node.input[0])
+    if source in steps:
+        source = _quantized_input(graph, source, steps[source])
+    if source not in graph.integers:
+        graph.nodes.append(node)
+        return
+    integers, scale, zero = graph.integers[source]
+    output = str(node.output[0])
+    moved = NodeProto()
+    moved.CopyFrom(node)
+    moved.input[0], moved.output[0] = integers, f"{output}_q"
+    if node.op_type == "Pad":
+        moved.input[2:] = [zero]
+    graph.nodes.append(moved)
+    graph.integers[output] = (moved.output[0], scale, zero)
+    follower = graph.reader(output)
+    if follower is None or follower.input[0] != output or not moves(follower):
+        _dequantized(graph, graph.integers[output], output)
 
 
 def _with_bias(graph: Graph, node: NodeProto, product: str) -> None:

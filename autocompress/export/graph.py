@@ -29,6 +29,7 @@ class Graph:
         nodes: of the new graph.
         shared: names made for a purpose, by what tells purposes apart.
         rounded: quantizers of outputs that are still to come.
+        integers: integers, scale and zero point of rounded values, by the name of the values.
     """
 
     initializers: dict[str, onnx.TensorProto]
@@ -38,6 +39,7 @@ class Graph:
     nodes: list[NodeProto] = field(default_factory=list)
     shared: dict[tuple[Any, ...], tuple[str, ...]] = field(default_factory=dict)
     rounded: dict[str, Steps] = field(default_factory=dict)
+    integers: dict[str, tuple[str, str, str]] = field(default_factory=dict)
 
     @staticmethod
     def of(model: onnx.ModelProto) -> Graph:
@@ -50,6 +52,10 @@ class Graph:
             followers={name: node for node in nodes for name in node.input},
             readers=Counter(read),
         )
+
+    def reader(self, name: str) -> NodeProto | None:
+        """The node of the input graph that alone reads a name."""
+        return self.followers.get(name) if self.readers[name] == 1 else None
 
     def constant(self, name: str, value: NDArray[Any]) -> str:
         """Add a constant; its name."""

@@ -74,6 +74,7 @@ class Controller:
         sampler: "auto" is TPE, multivariate.
         seed: of the sampler; moved on by what the journal already holds.
         trials: finished evaluations, from `trials.jsonl`.
+        workers: proposals that will be under way at once.
     """
 
     def __init__(
@@ -85,11 +86,13 @@ class Controller:
         sampler: Sampler = "auto",
         seed: int = 0,
         trials: Sequence[Trial] = (),
+        workers: int = 1,
     ) -> None:
         self.space = space
         self._journal = journal
         self._violations = violations
         self._asked: dict[int, optuna.trial.Trial] = {}
+        self._under_way: dict[str, list[int]] = {}  # fingerprint to the proposals that wait for its trial
         self._distributions = {variable.name: _distribution(variable) for variable in space.variables}
         self._seed = seed
         with storage_errors(journal):
@@ -105,7 +108,7 @@ class Controller:
                 directions=["minimize", "maximize" if maximize else "minimize"],
                 load_if_exists=True,
             )
-        self._study.sampler = make_sampler(sampler, seed + self.proposals)
+        self._study.sampler = make_sampler(sampler, seed + self.proposals, workers)
         self._known = {trial.fingerprint: trial for trial in trials}
         self._spent = [sum(trial.seconds.values()) for trial in trials if trial.measured]
         self._values: dict[int | str, Values] = {}
@@ -169,11 +172,13 @@ class Controller:
                 self._study.add_trial(self._finished(values, trial, {PLAN: trial.fingerprint}))
         self._remember(trial)
         self._values[trial.fingerprint] = dict(values)
+        for each in self._under_way.pop(trial.fingerprint, ()):
+            self._tell(each, trial)
 
     def ask(self, left_s: float = math.inf) -> Proposal | None:
-        """The next plan that was not evaluated before; None when the space seems exhausted, or the time is.
+        """The next plan that was not proposed before; None when the space seems exhausted, or the time is.
 
-        Repetitions are told with what is known of them.
+        Repetitions are told with what is known of them, or once it is.
 
         Args:
             left_s: seconds that the next candidate may take.
@@ -188,14 +193,22 @@ class Controller:
             plan = self.space.decode(asked.params, self._seed)
             origin: Origin = asked.user_attrs.get("origin", "sampled")
             known = self._known.get(plan.fingerprint)
-            if known is None:
+            if known is not None:
+                self._tell(asked.number, known)
+            elif plan.fingerprint in self._under_way:
+                self._under_way[plan.fingerprint].append(asked.number)
+            else:
+                self._under_way[plan.fingerprint] = [asked.number]
                 return Proposal(asked.number, plan, origin)
-            self.tell(asked.number, known)
         return None
 
     def tell(self, number: int, trial: Trial) -> None:
         """Learn the outcome of a proposal; a trial without figures counts as failed."""
         self._remember(trial)
+        for each in dict.fromkeys([number, *self._under_way.pop(trial.fingerprint, ())]):
+            self._tell(each, trial)
+
+    def _tell(self, number: int, trial: Trial) -> None:
         asked = self._asked.pop(number)
         with storage_errors(self._journal):
             if not trial.measured:
@@ -232,13 +245,18 @@ def check_sampler(name: str, seed: int) -> None:
         raise ConfigError(f"--seed must be 0 or more, but got {seed}")
 
 
-def make_sampler(name: Sampler, seed: int) -> BaseSampler:
-    """Optuna's sampler of that name, seeded; raises as `check_sampler` does."""
+def make_sampler(name: Sampler, seed: int, workers: int = 1) -> BaseSampler:
+    """Optuna's sampler of that name, seeded; raises as `check_sampler` does.
+
+    With several workers TPE takes what is under way for bad, so that it does not propose the like of it.
+    """
     check_sampler(name, seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if name in ("auto", "tpe"):
-            return optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=10)
+            return optuna.samplers.TPESampler(
+                seed=seed, multivariate=True, n_startup_trials=10, constant_liar=workers > 1
+            )
         if name == "nsga2":
             return optuna.samplers.NSGAIISampler(seed=seed, population_size=POPULATION)
         if name == "nsga3":
@@ -266,9 +284,9 @@ class Tuner:
         self._distributions = {variable.name: _distribution(variable) for variable in variables}
         self._seed = seed
 
-    def suggest(self, tried: Sequence[tuple[Values, float]]) -> Values:
-        """The next settings, by how well others did (more is better)."""
-        study = self._study(tried)
+    def suggest(self, tried: Sequence[tuple[Values, float]], under_way: int = 0) -> Values:
+        """The next settings, by how well others did (more is better), other ones for each that is under way."""
+        study = self._study(tried, under_way)
         return dict(study.ask(self._distributions).params)
 
     def importances(self, tried: Sequence[tuple[Values, float]]) -> dict[str, float]:
@@ -278,12 +296,12 @@ class Tuner:
         evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.5)
         return dict(optuna.importance.get_param_importances(self._study(tried), evaluator=evaluator))
 
-    def _study(self, tried: Sequence[tuple[Values, float]]) -> optuna.Study:
+    def _study(self, tried: Sequence[tuple[Values, float]], under_way: int = 0) -> optuna.Study:
         optuna.logging.set_verbosity(logging.WARNING)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             sampler = optuna.samplers.TPESampler(
-                seed=self._seed + len(tried), multivariate=True, n_startup_trials=LEAST_TRIED
+                seed=self._seed + len(tried) + under_way, multivariate=True, n_startup_trials=LEAST_TRIED
             )
         study = optuna.create_study(direction="maximize", sampler=sampler)
         for values, score in tried:

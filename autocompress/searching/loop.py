@@ -15,13 +15,14 @@ from autocompress.budgets import Budgets, Drop
 from autocompress.errors import AutocompressError, StorageError
 from autocompress.export.folder import INTEGERS
 from autocompress.front import Front, fits
-from autocompress.pipeline import Workshop, evaluate, measure_again, score_artifact
+from autocompress.pipeline import Workshop, measure_again, score_artifact
 from autocompress.plan import Plan, Precision
 from autocompress.records import Origin, Trial, append_line
 from autocompress.searching.controller import Controller, Proposal, Sampler, typical_seconds
 from autocompress.searching.mixed import make_solver
 from autocompress.searching.prepare import make_staged
 from autocompress.searching.probe import Probe
+from autocompress.searching.runner import InProcess, Runner
 from autocompress.searching.staged import Clock, Teller
 from autocompress.searching.status import Status, Watcher
 from autocompress.space import SearchSpace, Values
@@ -50,7 +51,7 @@ class Proposer(Protocol):
     """Who says what is evaluated next, and learns from it."""
 
     def ask(self, left_s: float) -> Proposal | None:
-        """The next plan; None when there is none, or none that the seconds that are left suffice for."""
+        """The next plan; None when there is none (yet), or none that the seconds that are left suffice for."""
         ...
 
     def tell(self, number: int, trial: Trial) -> None:
@@ -68,8 +69,9 @@ class Loop:
         budget_s, spent_s: wall-clock allowed, and spent before this session.
         sampler, seed, max_trials: as given by the user.
         probe, references: set before `run`; see `references` below.
+        runner: evaluates; one after another in this process by default.
         saved: called when the trials changed, to write the front to disk.
-        search_s, worked_s: wall-clock of `run`, and the part of it spent in the stages of candidates.
+        search_s, worked_s: wall-clock of `run`, and the part of it spent in, or waiting for, the stages of candidates.
     """
 
     shop: Workshop
@@ -85,6 +87,7 @@ class Loop:
     max_trials: int | None = None
     probe: Probe | None = None
     references: Sequence[tuple[Origin, Plan]] = ()
+    runner: Runner | None = None
     started: float = field(default_factory=time.perf_counter)
     search_s: float = 0.0
     worked_s: float = 0.0
@@ -110,14 +113,15 @@ class Loop:
         """Search, then grade the finalists; returns why it stopped."""
         begun = time.perf_counter()
         self.announce("search")
-        self._evaluate_references()
-        reason = self._search(self._proposer())
+        self.evaluate_references()
+        reason = self._search(self.proposer())
         self.announce("finalists")
         self._grade_finalists()
         self.search_s += time.perf_counter() - begun
         return reason
 
-    def _proposer(self) -> Proposer:
+    def proposer(self) -> Proposer:
+        """Who says what is evaluated, by the space's strategy."""
         assert self.probe is not None
         if self.space.rules.strategy == "solve":
             begun, left_s = time.perf_counter(), self.budget_s - self.elapsed_s
@@ -136,6 +140,7 @@ class Loop:
             self.sampler,
             self.seed,
             [trial for trial in self.trials if trial.rung == 0],
+            self._runner.workers,
         )
         if staged:
             begun, clock = time.perf_counter(), Clock(lambda: self.elapsed_s, self.elapsed_s, self.budget_s)
@@ -150,31 +155,63 @@ class Loop:
         return controller
 
     def _search(self, proposer: Proposer) -> str:
+        """Keep as many candidates under way as the runner takes, until there is no more to propose, or no time."""
+        under_way = 0
         while True:
-            if self.max_trials is not None and len(self.trials) >= self.max_trials:
-                return f"{self.max_trials} candidates were allowed"
-            left_s = self.budget_s - self.elapsed_s - self._final_seconds()
-            proposal = proposer.ask(left_s) if left_s > 0 else None
-            if proposal is None:
-                late = left_s < 2 * typical_seconds(self.trials)
-                return "the time budget is spent" if late else EXHAUSTED[self.space.rules.strategy]
-            trial = self._evaluate(proposal.plan, proposal.origin, proposal.number, proposal.rung)
-            proposer.tell(proposal.number, trial)
+            reason = ""
+            while not reason and under_way < self._runner.workers:
+                proposal, reason = self._next(proposer, under_way)
+                if proposal is not None:
+                    self._runner.submit(proposal)
+                    under_way += 1
+            if not under_way:
+                return reason
+            trial = self._finished()
+            under_way -= 1
+            proposer.tell(trial.proposal, trial)
 
-    def _evaluate_references(self) -> None:
+    def _next(self, proposer: Proposer, under_way: int) -> tuple[Proposal | None, str]:
+        """What to begin next, or why nothing is begun now."""
+        if self.max_trials is not None and len(self.trials) + under_way >= self.max_trials:
+            return None, f"{self.max_trials} candidates were allowed"
+        left_s = self.budget_s - self.elapsed_s - self._final_seconds() - under_way * self._mean_seconds("measure")
+        proposal = proposer.ask(left_s) if left_s > 0 else None
+        if proposal is None:
+            late = left_s < 2 * typical_seconds(self.trials)
+            return None, "the time budget is spent" if late else EXHAUSTED[self.space.rules.strategy]
+        return proposal, ""
+
+    @property
+    def _runner(self) -> Runner:
+        if self.runner is None:
+            self.runner = InProcess(self.shop)
+        return self.runner
+
+    def evaluate_references(self) -> None:
         """What every figure is read against is evaluated first, whatever the space may propose; dense before all."""
         done = {trial.fingerprint for trial in self.front.measured}  # one that failed is tried again
         for origin, plan in self.references:
             if plan.fingerprint in done:
                 continue
-            trial = self._evaluate(plan, origin, NO_PROPOSAL)
+            self._runner.submit(Proposal(NO_PROPOSAL, plan, origin))
+            trial = self._finished()
             if origin == "dense" and trial.state == "FAILED":
                 raise AutocompressError(f"the dense model itself cannot be evaluated: {trial.error}")
 
-    def _evaluate(self, plan: Plan, origin: Origin, proposal: int, rung: int = 0) -> Trial:
-        trial = evaluate(plan, self.shop, max((t.number for t in self.trials), default=-1) + 1, rung)
-        self.worked_s += sum(trial.seconds.values())
-        trial = self._judge(trial.replace(origin=origin, proposal=proposal, finished_s=self.elapsed_s))
+    def _finished(self) -> Trial:
+        """Wait for the next candidate, and keep what became of it."""
+        begun = time.perf_counter()
+        proposal, trial = self._runner.wait()
+        self.worked_s += time.perf_counter() - begun
+        return self.conclude(proposal, trial)
+
+    def conclude(self, proposal: Proposal, trial: Trial) -> Trial:
+        """Judge and keep the evaluation of a proposal; returns the trial as it is kept."""
+        number = max((known.number for known in self.trials), default=-1) + 1
+        trial = trial.replace(
+            number=number, origin=proposal.origin, proposal=proposal.number, finished_s=self.elapsed_s
+        )
+        trial = self._judge(trial)
         self._record(trial)
         self.watcher.candidate(trial, self.front)
         self.announce(self.stage)
@@ -225,11 +262,15 @@ class Loop:
         done = [t for t in self.trials if t.measured]
         if not done:
             return 0.0
-        measure = sum(t.seconds.get("measure", 0.0) for t in done) / len(done)
-        score = sum(t.seconds.get("score", 0.0) for t in done) / len(done)
+        measure, score = self._mean_seconds("measure"), self._mean_seconds("score")
         share = len(self.shop.task.test) / len(self.shop.task.validation)
         finals = (len(self.front.points) + 2) * (2 * measure + share * score + 1.0)
         return min(finals, FINAL_SHARE * self.budget_s)
+
+    def _mean_seconds(self, stage: str) -> float:
+        """Mean seconds that a stage took in the candidates so far; 0 for none."""
+        done = [t for t in self.trials if t.measured]
+        return sum(t.seconds.get(stage, 0.0) for t in done) / max(len(done), 1)
 
     def _grade_finalists(self) -> None:
         """Report-tier latency in fresh processes, and the test split once, for the front and the references."""

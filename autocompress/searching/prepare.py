@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from autocompress.budgets import Budgets
-from autocompress.compressing.losses import losses
 from autocompress.front import fits
 from autocompress.pipeline import Workshop
 from autocompress.plan import Plan
@@ -70,12 +69,9 @@ def make_staged(
             limits["size"] = budgets.max_size_bytes * (1 - MARGIN) - beside
         knapsack = Knapsack(untrained, parts, atoms, work, limits, probe.dense_latency_s, resources)
 
-    def lost(plans: Sequence[Plan]) -> Mapping[Plan, float]:
-        return losses(shop.bank, [plan for plan in plans if plan.learn is None], samples=SAMPLES)
-
     maximize = shop.task.metric.maximize
     speed = replace(budgets, max_drop=None)  # recovery may still win quality back, and nothing else
-    judge = Judge(maximize, lambda trial: fits(trial, speed, trial.quality or 0.0, maximize), lost)
+    judge = Judge(maximize, lambda trial: fits(trial, speed, trial.quality or 0.0, maximize))
     return Staged(
         space, knapsack, controller, judge, clock,
         corners=list(corners(untrained, probe)), seed=seed, trials=trials, teller=teller,

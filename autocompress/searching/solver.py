@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from autocompress.plan import Plan
-from autocompress.records import Trial
+from autocompress.records import Origin, Trial
 from autocompress.rules import SolveRule
 from autocompress.searching.controller import Proposal, typical_seconds
 from autocompress.searching.solve import Solution, front, refit
@@ -60,21 +60,30 @@ class Solver:
         self._corners = corners
         self._lost = lost
         self._known = {trial.fingerprint: trial for trial in trials}
+        self._under_way: dict[str, Proposal] = {}
         self._front: tuple[Solution, ...] | None = None
         self._fresh = 0
 
     def ask(self, left_s: float = math.inf) -> Proposal | None:
-        """The next plan that was not evaluated; None when the program has no more, was followed often enough, or late.
+        """The next plan that was not proposed; None when the program has no more, was followed often enough, or late.
 
         Args:
             left_s: seconds that the next candidate may take.
         """
-        if left_s < typical_seconds(self._known.values()):
+        found = self._next() if left_s >= typical_seconds(self._known.values()) else None
+        if found is None:
             return None
+        plan, origin = found
+        proposal = Proposal(len(self._known) + len(self._under_way), plan, origin)
+        self._under_way[plan.fingerprint] = proposal
+        return proposal
+
+    def _next(self) -> tuple[Plan, Origin] | None:
         for plan in self._corners:
-            if plan.fingerprint not in self._known:
-                return Proposal(len(self._known), plan, "uniform")
-        solved = sum(trial.origin == "solved" for trial in self._known.values())
+            if not self._proposed(plan):
+                return plan, "uniform"
+        origins = [trial.origin for trial in self._known.values()]
+        solved = [*origins, *(proposal.origin for proposal in self._under_way.values())].count("solved")
         if solved >= self.rule.points + self.rule.refine:
             return None
         if self._front is None or self._fresh >= REFIT_EVERY:
@@ -83,11 +92,15 @@ class Solver:
         if needed is None and self._fresh:
             self._solve()
             needed = self._most_needed()
-        return None if needed is None else Proposal(len(self._known), needed, "solved")
+        return None if needed is None else (needed, "solved")
+
+    def _proposed(self, plan: Plan) -> bool:
+        return plan.fingerprint in self._known or plan.fingerprint in self._under_way
 
     def tell(self, _number: int, trial: Trial) -> None:
         """Learn the outcome of a proposal."""
         self._known[trial.fingerprint] = trial
+        self._under_way.pop(trial.fingerprint, None)
         self._fresh += trial.measured
 
     def _solve(self) -> None:
@@ -149,11 +162,12 @@ class Solver:
             total = sum(row[option] for row, option in zip(along, options, strict=True))
             return math.log(max(total, 1e-12))
 
-        spots = [spot(options) for options, _trial in self._measured()]
+        begun = [self.options_of(proposal.plan) for proposal in self._under_way.values()]
+        spots = [spot(options) for options, _trial in self._measured()] + [spot(each) for each in begun if each]
         left = []
         for solution in self._front or ():
             assert solution.options is not None
-            if self.plan_of(solution.options).fingerprint not in self._known:
+            if not self._proposed(self.plan_of(solution.options)):
                 left.append(solution.options)
         if not left:
             return None

@@ -51,6 +51,9 @@ SPREAD = 0.5
 #: Refinements in a row that add less than this share of the hypervolume end them, where recovery waits.
 PATIENCE, LITTLE = 10, 0.002
 
+#: What counts as no loss.
+NOTHING = 1e-6
+
 #: Number that stands for "no proposal of the controller".
 NO_PROPOSAL = -1
 
@@ -100,13 +103,11 @@ class Judge:
 
     Attributes:
         maximize: whether more quality is better.
-        fits: whether a trial is fast enough to be worth recovering.
-        lost: KL to the dense model of some untrained plans, on the samples that the tables are of.
+        fits: whether a trial is fast and small enough to be worth recovering.
     """
 
     maximize: bool
     fits: Callable[[Trial], bool]
-    lost: Callable[[Sequence[Plan]], Mapping[Plan, float]]
 
 
 class Staged:
@@ -147,6 +148,7 @@ class Staged:
         self._teller = teller
         self._trials: dict[str, Trial] = {}
         self._dense: float | None = None
+        self._under_way: dict[str, Proposal] = {}
         self._values: dict[str, Values] = {}
         self._left_s = math.inf
         self._fresh = 0
@@ -162,15 +164,21 @@ class Staged:
     def ask(self, left_s: float = math.inf) -> Proposal | None:
         """The next plan; None when all that is worth it is done, or too little time is left.
 
+        None as well where what comes next depends on those that are under way: tell, and ask again.
+
         Args:
             left_s: seconds that the next candidate may take.
         """
         self._left_s = left_s
-        return next(self._flow, None)
+        proposal = next(self._flow, None)
+        if proposal is not None:
+            self._under_way[proposal.plan.fingerprint] = proposal
+        return proposal
 
     def tell(self, number: int, trial: Trial) -> None:
         """Learn the outcome of a proposal."""
         self._keep(trial)
+        self._under_way.pop(trial.fingerprint, None)
         self._fresh += trial.measured
         if number != NO_PROPOSAL:
             self._controller.tell(number, trial)
@@ -182,17 +190,26 @@ class Staged:
         if self._dense is None and trial.quality is not None and trial.plan == Plan():
             self._dense = trial.quality
 
-    def _stages(self) -> Iterator[Proposal]:
+    def _settled(self) -> Iterator[None]:
+        """Nothing to propose until all that is under way is told."""
+        while self._under_way:
+            yield None
+
+    def _proposed(self, plan: Plan) -> bool:
+        return plan.fingerprint in self._trials or plan.fingerprint in self._under_way
+
+    def _stages(self) -> Iterator[Proposal | None]:
         if self.knapsack is not None:
             yield from self._untrained(self.knapsack)
         else:
             yield from self._propose({}, "seed")
+        yield from self._settled()
         if self.space.steps:
             yield from self._recoveries()
 
     # Without recovery
 
-    def _untrained(self, knapsack: Knapsack) -> Iterator[Proposal]:
+    def _untrained(self, knapsack: Knapsack) -> Iterator[Proposal | None]:
         share = UNTRAINED_SHARE if self.space.steps else 1.0
         for origin, values in self._corners[:FIRST]:
             if self._time_for_untrained(share):
@@ -225,9 +242,11 @@ class Staged:
                     self._teller.stage("refine")
                 turn += 1
                 proposal = self._refined(knapsack, turn)
-            if proposal is None:
+            if proposal is None and not self._under_way:
                 return
-            yield proposal
+            yield proposal  # or None: those under way may yet bring something to refine
+            if proposal is None:
+                continue
             gains = gains if needed is not None or corners else [*gains, self._volume() / max(before, 1e-12) - 1]
 
     def _time_for_untrained(self, share: float) -> bool:
@@ -245,22 +264,21 @@ class Staged:
         measured = [trial for trial in found.values() if trial.plan.learn is None]  # what is learned says no shapes
         knapsack.learn_seconds([(trial.plan, knapsack.dense_s * _own_ratio(trial)) for trial in measured])
         known = [trial for trial in measured if trial.fingerprint in self._values]
-        kls = self._judge.lost([trial.plan for trial in known])
-        knapsack.learn_losses(
-            [(self._values[trial.fingerprint], kls[trial.plan]) for trial in known if trial.plan in kls]
-        )
+        knapsack.learn_losses([(self._values[trial.fingerprint], self._loss(trial)) for trial in known])
         self._fresh = 0
         return knapsack.front(POINTS)
 
     def _most_needed(self, front: Sequence[Expected]) -> Expected | None:
-        """Of the expected front, the new one furthest in log seconds from all that was measured."""
+        """Of the expected front, the new one furthest in log seconds from all that was measured, or is about to be."""
         assert self.knapsack is not None
         spots = [
             math.log(_own_ratio(trial) * self.knapsack.dense_s)
             for trial in self._trials.values()
             if trial.measured and trial.rung == 0
         ]
-        left = [one for one in front if one.plan.fingerprint not in self._trials]
+        begun = [proposal.plan for proposal in self._under_way.values() if proposal.rung == 0]
+        spots += [math.log(self.knapsack.work.seconds(plan)) for plan in begun]
+        left = [one for one in front if not self._proposed(one.plan)]
         if not left:
             return None
         return max(left, key=lambda one: min((abs(math.log(one.seconds) - spot) for spot in spots), default=math.inf))
@@ -301,7 +319,7 @@ class Staged:
             if other is None:
                 continue
             found = knapsack.expected(other)
-            if found.plan.fingerprint in self._trials:
+            if self._proposed(found.plan):
                 continue
             worth = found.loss * math.exp(abs(found.seconds / seconds - 1) / SAME)
             if best is None or worth < best[0]:
@@ -336,6 +354,8 @@ class Staged:
 
     def _sampled(self, _knapsack: Knapsack) -> Proposal | None:
         proposal = self._controller.ask()
+        if proposal is not None and proposal.plan.fingerprint in self._under_way:
+            return None  # the controller hears of it when it is told
         values = None if proposal is None else self._controller.asked(proposal.number)
         if proposal is not None and values is not None:
             self._values[proposal.plan.fingerprint] = values
@@ -343,7 +363,7 @@ class Staged:
 
     # Recovery
 
-    def _recoveries(self) -> Iterator[Proposal]:
+    def _recoveries(self) -> Iterator[Proposal | None]:
         """Rung by rung; the settings of the recoveries are tuned on the way, at the first rung."""
         self._teller.stage("recover")
         begun_s = self._clock.elapsed()
@@ -351,6 +371,7 @@ class Staged:
         rungs = list(enumerate(self.space.steps, start=1))
         yield from self._tuned(rungs[0], TUNED_SHARE * available)
         for place, (rung, steps) in enumerate(rungs):
+            yield from self._settled()
             last = place == len(rungs) - 1
             until = begun_s + available * (1.0 if last else FIRST_RUNG_SHARE)
             yield from self._climb(rung, steps, until)
@@ -372,11 +393,9 @@ class Staged:
 
     def _anchors(self) -> list[Trial]:
         """Structures at which settings are tuned: a light and a middle one that lose least for their latency."""
-        pool = self._structures()
-        losses = self._judge.lost([trial.plan for trial in pool])
-        front: list[Trial] = []
+        pool, front = self._structures(), list[Trial]()
         for trial in pool:
-            if trial.plan in losses and (not front or losses[trial.plan] < losses[front[-1].plan]):
+            if not front or self._loss(trial) < self._loss(front[-1]):
                 front.append(trial)
         return [front[place] for place in dict.fromkeys([len(front) // 5, len(front) // 2])] if front else pool[:1]
 
@@ -387,7 +406,7 @@ class Staged:
         if rate is not None and 0 < tried < len(RATES):
             found = default["learning_rate"] * (rate.high / rate.low) ** RATES[tried]
             return {**default, "learning_rate": min(max(found, rate.low), rate.high)}
-        return default if tried == 0 else self._tuner.suggest(self._tried(anchor))
+        return default if tried == 0 else self._tuner.suggest(self._tried(anchor), len(self._under_way))
 
     @property
     def _recovery_names(self) -> tuple[str, ...]:
@@ -476,20 +495,18 @@ class Staged:
         """The structure, not yet recovered, that is expected to add most hypervolume once it is."""
         tried = [trial for trial in self._trials.values() if trial.rung]
         recovered = self._recovered(trial for trial in tried if trial.measured)
-        known = {_structure(trial.plan) for trial in tried}
+        begun = [proposal.plan for proposal in self._under_way.values() if proposal.rung]
+        known = {_structure(plan) for plan in (*(trial.plan for trial in tried), *begun)}
         pool = [trial for trial in self._structures() if _structure(trial.plan) not in known]
         if not pool:
             return None
-        every = self._judge.lost([*(t.plan for t in pool), *(_structure(t.plan) for t in recovered.values())])
-        seen = [(every[plan], self._drop(trial)) for plan, trial in recovered.items() if plan in every]
+        before = {t.fingerprint: t for t in self._structures()}
+        seen = [(before[p.fingerprint], trial) for p, trial in recovered.items() if p.fingerprint in before]
         if not seen:
             return pool[len(pool) // 2]
-        model = Recovered(tuple(loss for loss, _drop in seen), tuple(drop for _loss, drop in seen))
-        offered = {
-            trial.fingerprint: (math.log(_ratio(trial)), model.drop(every[trial.plan]))
-            for trial in pool
-            if trial.plan in every
-        }
+        losses, drops = [self._loss(one) for one, _trial in seen], [self._drop(trial) for _one, trial in seen]
+        model = Recovered(tuple(losses), tuple(drops))
+        offered = {t.fingerprint: (math.log(_ratio(t)), model.drop(self._loss(t))) for t in pool}
         measured = [(math.log(_ratio(t)), self._drop(t)) for t in self._trials.values() if self._worth(t)]
         best = most_gained(offered, measured, self._reference())
         return None if best is None else self._trials[best]
@@ -509,7 +526,7 @@ class Staged:
         level = self.space.rules.distill.steps.index(steps)
         distill = self.space.recovery_of({**settings, "steps": level}, trial.plan)
         plan = replace(_structure(trial.plan), distill=distill, seed=self._seed)
-        return None if plan.fingerprint in self._trials else Proposal(NO_PROPOSAL, plan, origin, rung)
+        return None if self._proposed(plan) else Proposal(NO_PROPOSAL, plan, origin, rung)
 
     def _time_for(self, rung: int) -> bool:
         """Whether there is time for one more on a rung, by what its like or shorter ones took."""
@@ -532,9 +549,9 @@ class Staged:
             yield proposal
 
     def _proposal(self, values: Values, origin: Origin) -> Proposal | None:
-        """Rung 0 of some values; None where it is known."""
+        """Rung 0 of some values; None where it is known or under way."""
         plan = self._plan(values)
-        if plan.fingerprint in self._trials:
+        if self._proposed(plan):
             return None
         self._values[plan.fingerprint] = dict(values)
         return Proposal(NO_PROPOSAL, plan, origin)
@@ -566,12 +583,21 @@ class Staged:
         assert trial.quality is not None
         return (self._dense_quality() - trial.quality) * (1 if self._judge.maximize else -1)
 
+    def _loss(self, trial: Trial) -> float:
+        """How far the predictions are from the dense model's; where nobody looked, how much worse they are."""
+        if trial.divergence is not None:
+            return max(trial.divergence, NOTHING)
+        quality, dense = trial.quality or 0.0, self._dense_quality()
+        if not self._judge.maximize and quality > 0 and dense > 0:
+            return max(math.log(quality / dense), NOTHING)
+        return max(self._drop(trial), NOTHING)
+
     def _goodness(self, trial: Trial) -> float:
         return -self._drop(trial)
 
 
 #: Pairs of moves that a switch chooses from, and the difference in seconds, as a share, that it should keep within.
-SWITCHES, SAME = 40, 0.01
+SWITCHES, SAME = 12, 0.01
 
 #: Share of the recovery's time by which the first rung is done, where there are more.
 FIRST_RUNG_SHARE = 0.6

@@ -10,10 +10,10 @@ import torch
 
 from autocompress.compressing.bank import Bank
 from autocompress.compressing.batchnorm import refresh_batchnorm
-from autocompress.compressing.losses import losses
 from autocompress.compressing.quantize import quantize, simulate
 from autocompress.compressing.shape import shape
 from autocompress.pareto import reference_point
+from autocompress.pipeline import divergence
 from autocompress.plan import Plan
 from autocompress.records import Latency, Trial
 from autocompress.rules import load_space
@@ -52,7 +52,9 @@ class Evaluator:
         self.dense_s = self.latencies.seconds(Plan(), self.table)
         self.found: list[tuple[float, float, float]] = []
         self.trials: list[Trial] = []
-        self.dense_quality = common.quality(task.source, task, self.examples)
+        self.dense_logits = common.outputs(task.source, self.examples)
+        self.targets = self.examples.targets.numpy()
+        self.dense_quality = float(task.metric.score(self.dense_logits, self.targets))
         self.reference = reference_point(self.dense_quality, task.metric.maximize)
         self.begun = time.process_time()
 
@@ -67,23 +69,20 @@ class Evaluator:
             raise Spent
         start = self.clock
         ratio = self.latencies.seconds(plan, self.table) / self.dense_s
-        quality = common.quality(self._assembled(plan), self.task, self.examples)
+        logits = common.outputs(self._assembled(plan), self.examples)
+        quality = float(self.task.metric.score(logits, self.targets))
         latency = Latency(
             latency_s=ratio * self.dense_s, iqr_s=0.0, p90_s=0.0, ratio=ratio, ratio_low=ratio, ratio_high=ratio,
             ratio_best_dense=ratio, ratio_best_dense_low=ratio, ratio_best_dense_high=ratio, source="recorded",
             tier="search", runtime=self.profile.runtime, threads=1, blocks=0, rejected_blocks=0, queries=0,
         )  # fmt: skip
-        seconds = {"evaluate": self.clock - start}
         trial = Trial(
-            len(self.trials), plan, "DONE", origin, proposal, quality=quality, latency=latency, seconds=seconds
-        )
+            len(self.trials), plan, "DONE", origin, proposal, quality=quality, latency=latency,
+            divergence=divergence(self.dense_logits, logits), seconds={"evaluate": self.clock - start},
+        )  # fmt: skip
         self.trials.append(trial)
         self.found.append((round(self.clock, 2), round(ratio, 5), round(quality, 5)))
         return trial
-
-    def lost(self, plans):
-        """KL to the dense model of whole candidates; counts as the search's own time."""
-        return losses(self.bank, plans, samples=LOSS_SAMPLES)
 
     def facts(self) -> dict:
         """What a line of the results holds."""

@@ -94,7 +94,7 @@ def staged(evaluator: Evaluator, seed: int) -> float:
     dense_first(evaluator)
     knapsack = knapsack_of(evaluator)
     prepared_s = evaluator.clock
-    judge = Judge(evaluator.task.metric.maximize, lambda _trial: True, evaluator.lost)
+    judge = Judge(evaluator.task.metric.maximize, lambda _trial: True)
     best, space, blocks = fastest(evaluator), evaluator.space, evaluator.table.blocks
     corners = [("uniform", space.uniform(keep=share, precision=best)) for share in (0.5, 0.25, 0.75)]
     corners.append(("seed", space.uniform(precision=best, removed=blocks[(len(blocks) + 1) // 2 :])))

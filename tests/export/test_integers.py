@@ -12,7 +12,9 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import TensorProto
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from autocompress.compressing.codes import quantize_weight
 from autocompress.errors import ExportError
@@ -211,6 +213,70 @@ def test_convolutions_with_batchnorms_take_integers(export: Callable[..., Export
         assert "BatchNormalization" not in made.operators()
         assert made.deviation(pixels.batch(range(24))[0]) < 0.01
     assert kernels(export(task, quantized("int8", "first")).path)["QLinearConv"] == 1
+
+
+class Shortcut(nn.Module):
+    """Two convolutions whose rectified sum with a shortcut is pooled for a linear; the shortcut may go a longer way."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.kind = kind
+        self.first = nn.Conv2d(1, 4, 3, padding=1)
+        self.second = nn.Conv2d(4, 4, 3, padding=1)
+        self.third = nn.Conv2d(4, 4, 3, padding=1)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        start = F.relu(self.first(pixel_values))
+        end = self.third(F.relu(self.second(start)))
+        if self.kind.startswith("pad"):
+            value = {"pad-ones": 1.0, "pad-zeros": None}[self.kind]
+            start = F.pad(start[:, 1:3], (0, 0, 0, 0, 1, 1), value=value)
+        hidden = F.relu(end + (start.tanh() if self.kind == "float" else start))
+        pooled = F.adaptive_avg_pool2d(hidden, 1).flatten(1)
+        return self.head(pooled + hidden.amax((2, 3)) if self.kind == "read-twice" else pooled)
+
+
+def shortcut(kind: str) -> Task:
+    splits = {name: tensors("pixel_values", (1, 8, 8), 24, i) for i, name in enumerate(("train", "validation", "test"))}
+    return Task("shortcut", Shortcut(kind).eval(), **splits)
+
+
+@pytest.mark.parametrize("levels", [{}, {"activation_bits": 4}], ids=["8-bit", "4-bit"])
+@pytest.mark.parametrize("kind", ["plain", "pad-zeros", "pad-ones", "float", "read-twice"])
+def test_shortcuts_of_every_kind_give_what_torch_gives(
+    export: Callable[..., Exported], kind: str, levels: dict[str, int]
+) -> None:
+    made = export(shortcut(kind), quantized("int8", "first", "second", "third", "head", **levels))
+    for size in (1, 24):  # the batch stays free
+        assert made.deviation(made.task.test.batch(range(size))[0]) < (0.2 if levels else 0.02)
+
+
+@pytest.mark.parametrize(
+    ("kind", "pools"), [("plain", 1), ("pad-zeros", 0), ("pad-ones", 0), ("float", 0), ("read-twice", 0)]
+)
+def test_pools_read_integers_where_their_range_is_known(export: Callable[..., Exported], kind: str, pools: int) -> None:
+    made = export(shortcut(kind), quantized("int8", "first", "second", "third", "head"))
+    assert executed(made.path, made.task.test.batch(range(2))[0])["QLinearGlobalAveragePool"] == pools
+
+
+def test_a_pooled_sum_has_the_range_of_what_is_added(export: Callable[..., Exported]) -> None:
+    made = export(shortcut("plain"), quantized("int8", "first", "second", "third", "head"))
+    producers = {node.output[0]: node for node in made.graph.node}
+    (pool,) = (node for node in made.graph.node if node.op_type == "GlobalAveragePool")
+    scale, zero = (made.arrays()[name] for name in producers[pool.input[0]].input[1:])
+    highs = made.codes["third"].output.high + made.codes["second"].input.high
+    assert (scale, zero) == (pytest.approx(highs / 255), 0)
+
+
+@pytest.mark.parametrize(("kind", "element"), [("pad-zeros", TensorProto.UINT8), ("pad-ones", TensorProto.FLOAT)])
+def test_only_zeros_are_padded_on_as_integers(export: Callable[..., Exported], kind: str, element: int) -> None:
+    made = export(shortcut(kind), quantized("int8", "first", "second", "third"))
+    inferred = onnx.shape_inference.infer_shapes(onnx.load(made.path)).graph
+    types = {item.name: item.type.tensor_type.elem_type for item in inferred.value_info}
+    (pad,) = (node for node in inferred.node if node.op_type == "Pad")
+    assert types[pad.output[0]] == element
 
 
 def test_no_codes_leave_the_graph_as_it_is() -> None:

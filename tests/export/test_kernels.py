@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnxruntime
 import pytest
 import torch
@@ -16,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autocompress.compressing.quantize import quantize
-from autocompress.export import export_model
+from autocompress.export import export_model, forms
 from autocompress.plan import Plan, legal_precisions
-from autocompress.runtimes import installed_runtimes
+from autocompress.runtimes import installed_runtimes, open_session
 from autocompress.tasks.task import Task
 from autocompress.weights import linearized
 from tests.tiny import any_task, quantized, stirred, table_of, tensors
@@ -136,7 +137,26 @@ def test_onnxruntime_adds_shortcuts_in_integers(
 ) -> None:
     path, query, _kinds = made("resnet", "int8", "onnxruntime")
     found = onnxruntime_kernels(path, query)
-    assert (found["QLinearAdd"], found["Add"]) == (2, 2)  # padding stays float, and what the pooling reads
+    assert (found["QLinearAdd"], found["Add"], found["Relu"]) == (4, 0, 0)  # the padded one, and what is pooled, too
+    assert (found["QLinearGlobalAveragePool"], found["GlobalAveragePool"]) == (1, 0)
+    assert (found["QuantizeLinear"], found["DequantizeLinear"]) == (1, 0)  # images in; logits leave QGemm as floats
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_shortcuts_moved_as_integers_are_those_moved_as_floats(
+    made: Callable[[str, str, str], tuple[Path, Query, Counter[str]]],
+    monkeypatch: pytest.MonkeyPatch,
+    runtime: str,
+) -> None:
+    if runtime not in installed_runtimes():
+        pytest.skip("OpenVINO is an extra")
+    found = []
+    for form in (forms.move_rounded, forms.read_rounded):
+        monkeypatch.setattr(forms, "move_rounded", form)
+        path, query, _kinds = made("resnet", "int8", runtime)
+        inputs = {name: value.numpy() for name, value in query.items()}
+        found.append(open_session(path, runtime, 1).run(inputs)[0])
+    np.testing.assert_array_equal(*found)
 
 
 @pytest.mark.skipif("openvino" not in installed_runtimes(), reason="OpenVINO is an extra")

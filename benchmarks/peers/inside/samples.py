@@ -54,8 +54,11 @@ def accuracy(run: Callable[[Mapping[str, np.ndarray]], np.ndarray], path: str) -
 
 
 def serve(arms: Mapping[str, Callable[[dict[str, Any]], object]]) -> None:
-    """Do the job that the command line names; the last line on stdout says with which settings."""
+    """Do the job that the command line names; a line on stdout says with which settings.
+
+    It begins on a fresh line, since some leave that of their progress bar open.
+    """
     job = json.loads(Path(sys.argv[1]).read_text())
     chosen = arms[job["arm"]]
     chosen(job)
-    print(json.dumps({"settings": " ".join((chosen.__doc__ or "").split())}))
+    print("\n" + json.dumps({"settings": " ".join((chosen.__doc__ or "").split())}))
