@@ -52,13 +52,13 @@ def graded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(searching, "measure_again", time_again)
     monkeypatch.setattr(searching, "score_artifact", lambda *_: SimpleNamespace(value=0.5))
-    monkeypatch.setattr(Loop, "_proposer", lambda _self: None)
+    monkeypatch.setattr(Loop, "proposer", lambda _self: None)
     return numbers
 
 
 def loop_of(root: Path, trials: list[Trial], budgets: Budgets) -> Loop:
     task = SimpleNamespace(metric=ACCURACY, test=range(10), validation=range(10))
-    shop: Any = SimpleNamespace(task=task, root=root, artifact_folder=lambda plan: root / plan.fingerprint)
+    shop: Any = SimpleNamespace(task=task, root=root, artifact_folder=lambda plan, rung: root / plan.fingerprint)
     space: Any = None
     return Loop(shop, space, budgets, list(trials), 60.0, 0.0, Silent(), lambda _front: None, max_trials=len(trials))
 

@@ -71,10 +71,6 @@ class World:
             for plan, total in sums.items()
         }
 
-    def lost(self, plans):
-        known = [(plan, self.every.get(structure(plan))) for plan in plans if plan.learn is None]
-        return {plan: loss for plan, loss in known if loss is not None}
-
     def ratio(self, plan):
         if structure(plan) not in self.ratios:
             seconds = [float(work_features(one, self.space.table) @ self.device) for one in (structure(plan), Plan())]
@@ -94,6 +90,7 @@ class World:
         seconds = {"all": 10.0 + (plan.distill.steps if plan.distill else 0)}
         made = self.make_trial(number, self.ratio(plan), self.quality(plan), plan=plan, seconds=seconds)
         made = made.replace(origin=proposal.origin, proposal=proposal.number, rung=proposal.rung)
+        made = made.replace(divergence=None if plan.distill else self.every[plan])
         if self.fails(plan):
             made = made.replace(state="FAILED", latency=None, quality=None, error="diverged")
         self.trials.append(made)
@@ -114,7 +111,7 @@ class World:
         known = [trial for trial in self.trials if trial.rung == 0]
         controller = Controller(journal, self.untrained, self.maximize, lambda _trial: {}, sampler, seed, known)
         clock = Clock(lambda: self.now, self.now, budget_s)
-        judge = Judge(self.maximize, fits, self.lost)
+        judge = Judge(self.maximize, fits)
         given = {"seed": seed, "trials": list(self.trials), **changes}
         return Staged(self.space, self.knapsack(), controller, judge, clock, **given)
 
