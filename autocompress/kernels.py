@@ -22,12 +22,13 @@ from autocompress.errors import AutocompressError, ConfigError, ProfileError
 from autocompress.export.export import to_arrays
 from autocompress.hardware import HardwareProfile
 from autocompress.measure.queries import read_queries, write_queries
-from autocompress.pipeline import Workshop, build_into, open_workshop
+from autocompress.pipeline import build_into
 from autocompress.plan import PRECISIONS, LayerPlan, Plan, Precision, Quantize
 from autocompress.records import Source
 from autocompress.runtimes import kernels, model_file
 from autocompress.survey import survey
 from autocompress.tasks.task import Examples, Task
+from autocompress.workshop import Workshop, open_workshop
 
 Kind = Literal["linear", "conv"]
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import fcntl
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -14,18 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from autocompress.budgets import Budgets, parse_bytes, parse_seconds
 from autocompress.devices import open_bench
-from autocompress.environment import environment
-from autocompress.errors import ConfigError, RunMismatchError, StorageError
+from autocompress.errors import ConfigError
+from autocompress.folder import claimed, settle
 from autocompress.front import Front, front_entries
 from autocompress.hardware import HardwareProfile, cores, load_profile
 from autocompress.layers import LayerTable
-from autocompress.pipeline import Workshop, artifact_folder, build, open_workshop, write_workload
+from autocompress.pipeline import build
 from autocompress.plan import Plan
-from autocompress.records import read_trials, storage_errors, write_atomic, write_json
+from autocompress.records import read_trials, write_json
 from autocompress.rules import SpaceRules, Strategy, load_space
 from autocompress.run import Run, final_front, make_budgets
 from autocompress.runtimes import model_file
@@ -40,12 +36,7 @@ from autocompress.space import SearchSpace, build_space, default_space
 from autocompress.survey import survey
 from autocompress.tasks.causal_lm import query_tokens
 from autocompress.tasks.task import MIN_DIVIDED, Task
-
-#: What `search` itself writes before `experiment.yaml`; a kill in between leaves no stranger.
-OWN = ("layers.json", "environment.json", "processor")
-
-#: Free disk under which a search is not begun.
-MIN_FREE_BYTES = 200_000_000
+from autocompress.workshop import Workshop, artifact_folder, open_workshop, write_workload
 
 
 def search(
@@ -325,98 +316,7 @@ def _part_notes(task: Task) -> Iterator[str]:
         )
 
 
-@contextlib.contextmanager
-def claimed(root: Path) -> Iterator[None]:
-    """Hold the run folder, so that two searches never write into one; a killed process lets go by itself."""
-    with storage_errors(root):
-        root.mkdir(parents=True, exist_ok=True)
-        handle = (root / ".lock").open("w")
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        handle.close()
-        raise ConfigError(f"--out {root}: another process searches in this run folder right now") from None
-    with handle:
-        yield
-
-
 def settle_folder(order: Order) -> None:
     """Write down a new experiment, or make sure that the folder holds this one; and its workload."""
-    _settle_folder(order.root, order.asked, order.resolved, order.task, order.table)
+    settle(order.root, order.asked, order.resolved, order.task, order.table)
     write_workload(order.root / "inputs.npz", order.task, order.profile.workload)
-
-
-def _settle_folder(
-    root: Path, asked: Mapping[str, Any], resolved: Mapping[str, Any], task: Task, table: LayerTable
-) -> None:
-    """Write down a new experiment, or make sure that the folder holds this one."""
-    path = root / "experiment.yaml"
-    if path.is_file():
-        _refuse_another(Run(root), asked, resolved)
-        if _has_results(root):
-            return
-    else:
-        strangers = sorted(i.name for i in root.iterdir() if i.name not in OWN and not i.name.startswith("."))
-        if strangers:
-            raise ConfigError(f"--out {root}: holds {', '.join(strangers[:3])} but no run; choose an empty folder")
-    free = shutil.disk_usage(root).free
-    if free < MIN_FREE_BYTES:
-        raise StorageError(f"--out {root}: {free / 1e6:.0f} MB left on the disk, {MIN_FREE_BYTES / 1e6:.0f} needed")
-    write_json(root / "layers.json", table.to_json())
-    write_json(root / "environment.json", environment())
-    if task.save_processor is not None:
-        with storage_errors(root):
-            (root / "processor").mkdir(exist_ok=True)
-            task.save_processor(root / "processor")
-    _save_config(task, root)
-    text = yaml.safe_dump({**asked, "resolved": dict(resolved)}, sort_keys=False, allow_unicode=True)
-    write_atomic(path, text)
-
-
-def _save_config(task: Task, root: Path) -> None:
-    """Keep the model's configuration, from which a picked folder makes the architecture again."""
-    config: Any = copy.deepcopy(getattr(task.source, "config", None))
-    if hasattr(config, "save_pretrained"):
-        config.architectures = [type(task.source).__name__]
-        with storage_errors(root):
-            config.save_pretrained(root / "processor")
-
-
-def _has_results(root: Path) -> bool:
-    """Whether the folder holds an evaluation; until then what was asked may still be changed."""
-    trials = root / "trials.jsonl"
-    return trials.is_file() and trials.stat().st_size > 0
-
-
-def _refuse_another(run: Run, asked: Mapping[str, Any], resolved: Mapping[str, Any]) -> None:
-    before = run.experiment
-    differences = [
-        f"{key}: {before.get(key)!r} there, {asked[key]!r} now"
-        for key in ("max_latency", "min_speedup", "max_drop", "max_size", "strategy", "sampler", "seed")
-        if before.get(key) != asked[key] and _has_results(run.folder)
-    ]
-    for key, meaning in (
-        ("task", "task"),
-        ("identity", "model or data (fingerprint)"),
-        ("hardware", "hardware profile"),
-        ("space", "search space"),
-        ("parts", "parts of validation"),
-    ):
-        if before["resolved"].get(key) != resolved[key]:
-            names = before.get(key), asked.get(key)
-            shown = names if names[0] != names[1] else _first_difference(before["resolved"].get(key), resolved[key])
-            differences.append(f"{meaning}: {shown[0]!r} there, {shown[1]!r} now")
-    if differences:
-        raise RunMismatchError(
-            f"--out {run.folder}: holds another experiment; choose another folder. What differs:\n  "
-            + "\n  ".join(differences)
-        )
-
-
-def _first_difference(before: Any, now: Any) -> tuple[Any, Any]:
-    """The innermost first place where two settings differ."""
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        for key in {**before, **now}:
-            if before.get(key) != now.get(key):
-                return _first_difference(before.get(key), now.get(key))
-    return before, now

@@ -25,7 +25,7 @@ from autocompress.hardware import HardwareProfile, check_precisions, load_profil
 from autocompress.layers import LayerTable
 from autocompress.measure.decoding import open_graded
 from autocompress.measure.queries import read_queries
-from autocompress.pipeline import Built, Workshop, build_into, open_workshop, score_artifact, write_workload
+from autocompress.pipeline import Built, build_into, score_artifact
 from autocompress.plan import Plan, check_plan, describe, plan_from_json
 from autocompress.records import Latency, write_atomic, write_json
 from autocompress.report.survivors import SurvivorsInfo, draw_survivors, survivors_info
@@ -34,6 +34,7 @@ from autocompress.survey import kind_of, survey
 from autocompress.tasks.causal_lm import query_tokens
 from autocompress.tasks.task import Task, logits_of
 from autocompress.weights import weight_of
+from autocompress.workshop import Workshop, open_workshop, write_workload
 
 #: What `compress` writes last; a folder that holds it may be written over.
 CARD = "card.json"

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autocompress.errors import ConfigError
-from autocompress.launch import claimed, open_loop, opened_shop, read_order, settle_folder
+from autocompress.folder import claimed
+from autocompress.launch import open_loop, opened_shop, read_order, settle_folder
 from autocompress.searching.controller import Controller, Sampler
 from autocompress.searching.kit import pack
 from autocompress.searching.ray_runner import check_ray, connect

@@ -22,7 +22,7 @@ from autocompress.export.export import to_arrays
 from autocompress.hardware import load_profile
 from autocompress.launch import search
 from autocompress.measure.latency import Bench
-from autocompress.pipeline import artifact_folder, build_into, open_workshop
+from autocompress.pipeline import build_into
 from autocompress.plan import Plan
 from autocompress.rules import SpaceRules, load_space
 from autocompress.runtimes import open_session
@@ -31,6 +31,7 @@ from autocompress.searching.probe import Probe
 from autocompress.searching.solve import solve
 from autocompress.searching.units import joined, tables_of, units_of
 from autocompress.space import build_space
+from autocompress.workshop import artifact_folder, open_workshop
 
 ROOT = common.ROOT / "runs" / "bench-mixed"
 HARDWARE = "cpu"

@@ -19,12 +19,12 @@ import numpy as np
 from autocompress.export.export import to_arrays
 from autocompress.hardware import load_profile
 from autocompress.measure.latency import Bench
-from autocompress.pipeline import open_workshop
 from autocompress.rules import load_space
 from autocompress.space import build_space, default_space
 from autocompress.survey import survey
 from autocompress.tables import calibration_plans, measure_table, menu_of, menu_plans
 from autocompress.tables.units import signatures
+from autocompress.workshop import open_workshop
 
 MODELS = ("minilm", "resnet20")
 PROFILES = {"onnxruntime": "cpu-1-thread", "openvino": "openvino-cpu"}

@@ -22,7 +22,6 @@ from autocompress.errors import ExportError, ModelError, StorageError
 from autocompress.export import export_model
 from autocompress.measure.latency import Bench
 from autocompress.pipeline import (
-    Workshop,
     build,
     build_into,
     evaluate,
@@ -47,6 +46,7 @@ from autocompress.plan import (
 from autocompress.plan.check import removed_layers
 from autocompress.records import Trial, read_scores, storage_errors, trial_from_json
 from autocompress.tasks.task import ACCURACY, Metric, Task
+from autocompress.workshop import Workshop
 from tests.tiny import bank_of, bert, mlp, profile_of, run, task_of, tensors, texts
 
 BLOCK = "bert.encoder.layer.0"

@@ -21,10 +21,11 @@ def test_minilm_keeps_its_quality_through_export_and_int8(tmp_path: Path) -> Non
     from autocompress.distill import TeacherCache
     from autocompress.hardware import load_profile
     from autocompress.measure.latency import Bench
-    from autocompress.pipeline import Workshop, build, score_artifact
+    from autocompress.pipeline import build, score_artifact
     from autocompress.plan import LayerPlan, Plan, Quantize
     from autocompress.survey import survey
     from autocompress.tasks import TaskSource, load_task
+    from autocompress.workshop import Workshop
 
     source = TaskSource("text-classification", str(SHARED / "models" / "minilm-sst2"), str(SHARED / "sst2"))
     task = load_task(source, 128)

@@ -16,10 +16,11 @@ from pathlib import Path
 
 from autocompress.errors import AutocompressError, StorageError
 from autocompress.layers import LayerTable
-from autocompress.pipeline import Workshop, build_into
+from autocompress.pipeline import build_into
 from autocompress.plan import INT4_GROUP, EffectiveLayer, LayerPlan, Plan, Precision, effective_layers
 from autocompress.records import write_json
 from autocompress.searching.probe import Probe
+from autocompress.workshop import Workshop
 
 #: Seconds per query that a plan is expected to take.
 Predict = Callable[[Plan], float]

@@ -23,11 +23,12 @@ from autocompress.layers import LayerTable
 from autocompress.measure.dense import AnyBench
 from autocompress.measure.latency import Contestant, Setting
 from autocompress.measure.lock import lock_folder
-from autocompress.pipeline import Made, Workshop, make, open_workshop
+from autocompress.pipeline import Made, make
 from autocompress.plan import Plan
 from autocompress.records import Trial, write_atomic
 from autocompress.searching.rest import at_work
 from autocompress.tasks.task import Task
+from autocompress.workshop import Workshop, open_workshop
 
 INPUTS = "inputs.npz"
 

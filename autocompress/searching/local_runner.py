@@ -21,12 +21,13 @@ import psutil
 
 from autocompress.errors import AutocompressError, ConfigError
 from autocompress.hardware import cores
-from autocompress.pipeline import Made, Workshop, measured, settle
+from autocompress.pipeline import Made, measured, settle
 from autocompress.plan import describe
 from autocompress.searching.controller import Proposal
 from autocompress.searching.kit import failed, pack
 from autocompress.searching.rest import at_rest
 from autocompress.searching.runner import Finished
+from autocompress.workshop import Workshop
 
 LOG = "workers.log"
 

@@ -15,7 +15,7 @@ from autocompress.budgets import Budgets, Drop
 from autocompress.errors import AutocompressError, StorageError
 from autocompress.export.folder import INTEGERS
 from autocompress.front import Front, fits
-from autocompress.pipeline import Workshop, measure_again, score_artifact
+from autocompress.pipeline import measure_again, score_artifact
 from autocompress.plan import Plan, Precision
 from autocompress.records import Origin, Part, Trial, append_line
 from autocompress.searching.controller import Controller, Proposal, Sampler, typical_seconds
@@ -26,6 +26,7 @@ from autocompress.searching.runner import InProcess, Runner
 from autocompress.searching.staged import Clock, Teller
 from autocompress.searching.status import Status, Watcher
 from autocompress.space import SearchSpace, Values
+from autocompress.workshop import Workshop
 
 #: Precisions of a uniform int8 reference.
 INT8: tuple[Precision, ...] = ("int8", "int8-dynamic")

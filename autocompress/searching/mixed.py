@@ -10,7 +10,6 @@ from autocompress.budgets import Budgets
 from autocompress.compressing.sensitivity import Sensitivity, sensitivities
 from autocompress.errors import SpaceError
 from autocompress.layers import LayerTable
-from autocompress.pipeline import Workshop
 from autocompress.plan import Plan, Precision
 from autocompress.records import Trial, write_json
 from autocompress.rules import SolveRule, SpaceRules
@@ -19,6 +18,7 @@ from autocompress.searching.probe import Probe
 from autocompress.searching.solver import Solver
 from autocompress.searching.units import Unit, corners_of, tables_of, units_of
 from autocompress.space import SearchSpace
+from autocompress.workshop import Workshop
 
 #: Shares of the time that is left which errors, and then costs, may take.
 ERROR_SHARE = 0.25

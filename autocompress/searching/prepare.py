@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from autocompress.budgets import Budgets
 from autocompress.front import fits
-from autocompress.pipeline import Workshop
 from autocompress.plan import Plan
 from autocompress.records import Origin, Trial
 from autocompress.searching.atoms import measure_atoms
@@ -20,6 +19,7 @@ from autocompress.searching.probe import Probe
 from autocompress.searching.staged import Clock, Judge, Staged, Teller
 from autocompress.searching.work import work_model
 from autocompress.space import SearchSpace, Values
+from autocompress.workshop import Workshop
 
 #: Share of the time that is left which measuring losses may take.
 LOSS_SHARE = 0.12

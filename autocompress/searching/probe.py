@@ -16,11 +16,12 @@ from autocompress.distill import divergence, recover
 from autocompress.errors import AutocompressError, BudgetError, ModelError
 from autocompress.measure.dense import DenseSetting, find_best_dense
 from autocompress.measure.latency import Setting
-from autocompress.pipeline import Workshop, build
+from autocompress.pipeline import build
 from autocompress.plan import PRECISIONS, Cofi, Distill, Plan, Precision, Prune
 from autocompress.plan.check import removed_layers
 from autocompress.records import Latency, write_json
 from autocompress.space import SearchSpace
+from autocompress.workshop import Workshop
 
 #: Learning rates that the probe tries, and validation samples that it judges them by.
 RATES = 4

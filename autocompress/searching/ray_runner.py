@@ -16,12 +16,13 @@ from typing import Any
 
 from autocompress.errors import ConfigError, StorageError
 from autocompress.hardware import cores
-from autocompress.pipeline import Workshop, measured, settle
+from autocompress.pipeline import measured, settle
 from autocompress.plan import describe
 from autocompress.searching.controller import Proposal
 from autocompress.searching.kit import Brought, Kit, failed, job_of, pack, work, write_files
 from autocompress.searching.rest import all_at_rest
 from autocompress.searching.runner import Finished
+from autocompress.workshop import Workshop
 
 #: Times that Ray begins a candidate again whose node or process died.
 RETRIES = 3

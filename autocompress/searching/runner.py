@@ -6,9 +6,10 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from autocompress.pipeline import Workshop, evaluate
+from autocompress.pipeline import evaluate
 from autocompress.records import Trial
 from autocompress.searching.controller import Proposal
+from autocompress.workshop import Workshop
 
 #: A candidate and its evaluation; number, origin and proposal of the trial are the search's affair.
 Finished = tuple[Proposal, Trial]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from autocompress.pipeline import Workshop
 from autocompress.searching.local_runner import LocalRunner, check_workers
 from autocompress.searching.runner import InProcess, Runner
+from autocompress.workshop import Workshop
 
 
 def check_runner(workers: int | None, ray: str | None) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from autocompress.environment import environment
 from autocompress.errors import AutocompressError, ExportError, MeasureError
-from autocompress.pipeline import Workshop, build_into
+from autocompress.pipeline import build_into
 from autocompress.plan import Plan
 from autocompress.records import append_line, read_lines
 from autocompress.runtimes import RUNTIMES
@@ -35,6 +35,7 @@ from autocompress.tables.compose import families
 from autocompress.tables.table import Check, LatencyTable, Sums, fit_line
 from autocompress.tables.units import Unit, signatures, units_of
 from autocompress.tasks.task import Inputs
+from autocompress.workshop import Workshop
 
 Say = Callable[[str], None]
 

@@ -14,7 +14,6 @@ from autocompress.hardware import HardwareProfile, load_profile
 from autocompress.layers import LayerTable
 from autocompress.measure.dense import find_best_dense
 from autocompress.measure.latency import Bench
-from autocompress.pipeline import open_workshop
 from autocompress.plan import Plan
 from autocompress.rules import load_space
 from autocompress.space import build_space, default_space
@@ -23,6 +22,7 @@ from autocompress.tables.measuring import Say, make_dense, measure_table
 from autocompress.tables.menus import Menu, calibration_plans, menu_of, menu_plans
 from autocompress.tables.recorded import Recorded
 from autocompress.tasks.task import Task
+from autocompress.workshop import open_workshop
 
 #: Whole models that calibrate a table, and others that check it.
 FITTED = 24

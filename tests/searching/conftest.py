@@ -9,10 +9,11 @@ import pytest
 
 from autocompress.devices import open_bench
 from autocompress.hardware import load_profile
-from autocompress.pipeline import Workshop, build, open_workshop, write_workload
+from autocompress.pipeline import build
 from autocompress.plan import Distill, Factorize, LayerPlan, Mask, Plan, Quantize
 from autocompress.searching.controller import Proposal
 from autocompress.tasks.task import Task
+from autocompress.workshop import Workshop, open_workshop, write_workload
 from tests.tiny import _one_thread, mlp, table_of, task_of  # noqa: F401
 
 PLANS = (

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import autocompress
 from autocompress.errors import ConfigError, MeasureError, StorageError
 from autocompress.hardware import cores
-from autocompress.pipeline import Workshop, evaluate
+from autocompress.pipeline import evaluate
 from autocompress.plan import Distill, LayerPlan, Mask, Plan
 from autocompress.records import Trial
 from autocompress.searching.controller import Proposal
@@ -23,6 +23,7 @@ from autocompress.searching.kit import Job, NoDevice, job_of, open_kit, pack, wo
 from autocompress.searching.local_runner import LOG, LocalRunner, check_workers
 from autocompress.searching.runner import InProcess, Runner
 from autocompress.searching.runners import open_runner
+from autocompress.workshop import Workshop
 from tests.searching.conftest import PLANS, MakeShop
 from tests.tiny import mlp, task_of
 

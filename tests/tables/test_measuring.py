@@ -14,12 +14,12 @@ import pytest
 from autocompress.errors import MeasureError
 from autocompress.export.export import to_arrays
 from autocompress.measure.latency import Contestant, Setting
-from autocompress.pipeline import Workshop, open_workshop
 from autocompress.plan import Plan, Quantize
 from autocompress.records import Latency, read_lines
 from autocompress.runtimes import RUNTIMES
 from autocompress.tables import LatencyTable, Menu, calibration_plans, measure_table, menu_plans
 from autocompress.tasks.task import Task
+from autocompress.workshop import Workshop, open_workshop
 from tests.tiny import any_task, cnn, profile_of, table_of, task_of
 
 MENU = Menu(shares={"neurons": (0.5,)}, options={"linear": (Quantize("int8"),), "conv": (Quantize("int8"),)})

@@ -14,7 +14,7 @@ from torch import nn
 
 from autocompress.errors import DataError, ModelError
 from autocompress.export import export_model
-from autocompress.pipeline import Score, Workshop, score_artifact
+from autocompress.pipeline import Score, score_artifact
 from autocompress.tasks import TaskSource, load_task
 from autocompress.tasks.causal_lm import (
     IGNORED,
@@ -27,6 +27,7 @@ from autocompress.tasks.causal_lm import (
     token_losses,
 )
 from autocompress.tasks.task import ACCURACY, Task
+from autocompress.workshop import Workshop
 from tests.tiny import bank_of, profile_of, run, stirred
 
 CHARACTERS = "abcdefgh .\n"
