@@ -169,6 +169,12 @@ class LayerTable:
         """Names of the removable blocks, in order."""
         return tuple(g.name for g in self.groups if g.kind == "block")
 
+    @property
+    def writes_tokens(self) -> bool:
+        """Whether a head outside the blocks scores the very tokens that an embedding reads, as language models do."""
+        vocabularies = {layer.weight_shape for layer in self.layers if layer.kind == "embedding"}
+        return any(la.kind == "linear" and not la.block and la.weight_shape in vocabularies for la in self.layers)
+
     def to_json(self) -> dict[str, Any]:
         """Plain data that `from_json` reads back."""
         return asdict(self)

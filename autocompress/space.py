@@ -265,7 +265,6 @@ def _draws(plan: Plan) -> bool:
 
 _DISTILL = ("soft_weight", "temperature", "learning_rate")
 
-#: Names of the variables of a recovery.
 RECOVERY = (*_DISTILL, "steps")
 
 
@@ -414,14 +413,6 @@ def _distill_variables(rule: DistillRule) -> tuple[list[Variable], dict[str, flo
 def default_space(table: LayerTable) -> str:
     """Name of the shipped space for a model: with structure where an adapter knows it."""
     kinds = {group.kind for group in table.groups}
-    if "channels" in kinds:
-        return "cnn"
-    if not kinds:
-        return "generic"
-    return "decoder" if _writes_tokens(table) else "transformer"
-
-
-def _writes_tokens(table: LayerTable) -> bool:
-    """Whether a head outside the blocks scores the very tokens that an embedding reads, as language models do."""
-    vocabularies = {layer.weight_shape for layer in table.layers if layer.kind == "embedding"}
-    return any(la.kind == "linear" and not la.block and la.weight_shape in vocabularies for la in table.layers)
+    if not kinds or "channels" in kinds:
+        return "cnn" if kinds else "generic"
+    return "decoder" if table.writes_tokens else "transformer"

@@ -27,7 +27,8 @@ from autocompress.searching.atoms import Atoms
 from autocompress.searching.controller import Controller
 from autocompress.searching.knapsack import Knapsack
 from autocompress.searching.parts import parts_of
-from autocompress.searching.staged import Clock, Judge, Staged
+from autocompress.searching.seen import Clock, Judge
+from autocompress.searching.staged import Staged
 from autocompress.searching.work import work_model
 from autocompress.space import build_space
 

@@ -23,7 +23,7 @@ from autocompress.searching.mixed import make_solver
 from autocompress.searching.prepare import make_staged
 from autocompress.searching.probe import Probe
 from autocompress.searching.runner import InProcess, Runner
-from autocompress.searching.staged import Clock, Teller
+from autocompress.searching.seen import Clock, Teller
 from autocompress.searching.status import Status, Watcher
 from autocompress.space import SearchSpace, Values
 from autocompress.workshop import Workshop

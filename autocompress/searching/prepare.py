@@ -16,7 +16,8 @@ from autocompress.searching.knapsack import Knapsack
 from autocompress.searching.mixed import MARGIN, limits_of
 from autocompress.searching.parts import parts_of
 from autocompress.searching.probe import Probe
-from autocompress.searching.staged import Clock, Judge, Staged, Teller
+from autocompress.searching.seen import Clock, Judge, Teller
+from autocompress.searching.staged import Staged
 from autocompress.searching.work import work_model
 from autocompress.space import SearchSpace, Values
 from autocompress.workshop import Workshop

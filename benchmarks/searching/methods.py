@@ -16,7 +16,8 @@ from autocompress.searching.controller import Controller
 from autocompress.searching.knapsack import Knapsack
 from autocompress.searching.parts import parts_of
 from autocompress.searching.prepare import LOSS_SHARE
-from autocompress.searching.staged import Clock, Judge, Staged
+from autocompress.searching.seen import Clock, Judge
+from autocompress.searching.staged import Staged
 from autocompress.searching.work import work_model
 from autocompress.space import Values
 

@@ -15,7 +15,7 @@ from autocompress.rules import SpaceRules
 from autocompress.searching.controller import Controller
 from autocompress.searching.prepare import SAMPLES, corners, make_staged
 from autocompress.searching.probe import DenseSetting, PrecisionFact, Probe
-from autocompress.searching.staged import Clock, Teller
+from autocompress.searching.seen import Clock, Teller
 from autocompress.space import build_space
 from tests.tiny import any_task, bank_of, profile_of
 
@@ -89,8 +89,8 @@ def test_what_is_prepared_knows_losses_seconds_and_limits(tmp_path: Path) -> Non
 def test_what_is_too_slow_is_not_worth_recovering(tmp_path: Path, make_trial) -> None:
     rules = {"groups": {"neurons": [1.0, 0.5]}, "distill": {"steps": [0, 10]}}
     staged = prepared(tmp_path, rules, Budgets(max_latency_s=0.006), [])
-    assert staged._judge.fits(make_trial(0, 0.5, 0.1)), "fast enough, whatever it loses"
-    assert not staged._judge.fits(make_trial(0, 0.7, 0.9))
+    assert staged._seen.judge.fits(make_trial(0, 0.5, 0.1)), "fast enough, whatever it loses"
+    assert not staged._seen.judge.fits(make_trial(0, 0.7, 0.9))
 
 
 def test_recovery_alone_needs_no_program(tmp_path: Path) -> None:

@@ -15,11 +15,13 @@ from autocompress.pareto import hypervolume, nondominated, reference_point
 from autocompress.plan import Distill, Plan
 from autocompress.searching import staged as module
 from autocompress.searching.atoms import Atoms
+from autocompress.searching.climbing import TUNED_LEAST
 from autocompress.searching.controller import Controller, Proposal
 from autocompress.searching.knapsack import Knapsack
 from autocompress.searching.parts import parts_of
 from autocompress.searching.rungs import ETA
-from autocompress.searching.staged import TUNED_LEAST, UNTRAINED_SHARE, Clock, Judge, Staged
+from autocompress.searching.seen import Clock, Judge
+from autocompress.searching.staged import UNTRAINED_SHARE, Staged
 from autocompress.searching.work import work_features, work_model
 
 STRUCTURE = {
@@ -324,7 +326,7 @@ def on_first_rung(made, count):
 def promote(made, journal):
     """Structures that go on to the second rung."""
     staged, found = made.staged(journal), []
-    for proposal in staged._climb(2, 40, math.inf):
+    for proposal in staged.climb.climb(2, 40, math.inf):
         staged.tell(proposal.number, made.trial(proposal))
         found.append(structure(proposal.plan))
     return found

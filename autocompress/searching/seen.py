@@ -1,0 +1,172 @@
+"""What a staged search has seen: its trials, what is under way, and how good each of them is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from autocompress.pareto import hypervolume, reference_point
+from autocompress.plan import Plan
+from autocompress.records import Trial
+from autocompress.searching.controller import Proposal
+
+#: What counts as no loss.
+NOTHING = 1e-6
+
+#: Number that stands for "no proposal of the controller".
+NO_PROPOSAL = -1
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Where a search stands in time.
+
+    Attributes:
+        elapsed: gives wall-clock seconds of this and earlier sessions.
+        begun_s: of these, when the stages began.
+        budget_s: allowed in all.
+    """
+
+    elapsed: Callable[[], float]
+    begun_s: float
+    budget_s: float
+
+    @property
+    def left_s(self) -> float:
+        """Seconds that are left."""
+        return self.budget_s - self.elapsed()
+
+    def before(self, share: float) -> bool:
+        """Whether less than a share of the time since the beginning is spent."""
+        return self.elapsed() - self.begun_s < share * (self.budget_s - self.begun_s)
+
+
+@dataclass(frozen=True)
+class Teller:
+    """Who is told what happens.
+
+    Attributes:
+        say: a fact worth a line.
+        stage: what begins.
+        detail: what is being done within it.
+    """
+
+    say: Callable[[str], None] = lambda _text: None
+    stage: Callable[[str], None] = lambda _text: None
+    detail: Callable[[str], None] = lambda _text: None
+
+
+@dataclass(frozen=True)
+class Judge:
+    """How a search looks at trials.
+
+    Attributes:
+        maximize: whether more quality is better.
+        fits: whether a trial is fast and small enough to be worth recovering.
+    """
+
+    maximize: bool
+    fits: Callable[[Trial], bool]
+
+
+class Seen:
+    """Trials by fingerprint, and proposals that are under way.
+
+    Args:
+        judge: how trials are looked at.
+        clock: where the search stands.
+    """
+
+    def __init__(self, judge: Judge, clock: Clock) -> None:
+        self.judge = judge
+        self.clock = clock
+        self.trials: dict[str, Trial] = {}
+        self.under_way: dict[str, Proposal] = {}
+        self.left_s = math.inf
+        self._dense: float | None = None
+
+    def keep(self, trial: Trial) -> None:
+        """Take in a trial, new or known."""
+        self.trials[trial.fingerprint] = trial
+        if self._dense is None and trial.quality is not None and trial.plan == Plan():
+            self._dense = trial.quality
+
+    def settled(self) -> Iterator[None]:
+        """Nothing to propose until all that is under way is told."""
+        while self.under_way:
+            yield None
+
+    def proposed(self, plan: Plan) -> bool:
+        """Whether a plan was evaluated, or is being."""
+        return plan.fingerprint in self.trials or plan.fingerprint in self.under_way
+
+    def structures(self) -> list[Trial]:
+        """Measured candidates without recovery that are fast enough, fast to slow; dense itself has nothing to gain."""
+        found = [t for t in self.trials.values() if t.rung == 0 and self.worth(t)]
+        return sorted([t for t in found if t.plan != Plan()] or found, key=ratio_of)
+
+    def worth(self, trial: Trial) -> bool:
+        """Whether a trial may be recovered, or lies among what others are held against."""
+        return trial.measured and self.judge.fits(trial)
+
+    def front(self) -> list[Trial]:
+        """Non-dominated candidates without recovery, fast to slow."""
+        trials = [trial for trial in self.trials.values() if trial.rung == 0 and trial.measured]
+        left: list[Trial] = []
+        for trial in sorted(trials, key=lambda t: (ratio_of(t), self.drop(t))):
+            if not left or self.drop(trial) < self.drop(left[-1]):
+                left.append(trial)
+        return left
+
+    def volume(self) -> float:
+        """Hypervolume of the candidates without recovery, in (ln latency ratio, drop)."""
+        points = [(math.log(ratio_of(trial)), self.drop(trial)) for trial in self.front()]
+        return hypervolume(points, self.reference(), [False, False])
+
+    def reference(self) -> tuple[float, float]:
+        """The corner of that hypervolume."""
+        dense = self.dense_quality()
+        latency, quality = reference_point(dense, self.judge.maximize)
+        return latency, abs(quality - dense)
+
+    def dense_quality(self) -> float:
+        """Of the dense model; before it is known, the best there is."""
+        if self._dense is not None:
+            return self._dense
+        return max((trial.quality or 0.0 for trial in self.trials.values()), default=0.0)
+
+    def drop(self, trial: Trial) -> float:
+        """Quality lost against dense; more is worse."""
+        assert trial.quality is not None
+        return (self.dense_quality() - trial.quality) * (1 if self.judge.maximize else -1)
+
+    def loss(self, trial: Trial) -> float:
+        """How far the predictions are from the dense model's; where nobody looked, how much worse they are."""
+        if trial.divergence is not None:
+            return max(trial.divergence, NOTHING)
+        quality, dense = trial.quality or 0.0, self.dense_quality()
+        if not self.judge.maximize and quality > 0 and dense > 0:
+            return max(math.log(quality / dense), NOTHING)
+        return max(self.drop(trial), NOTHING)
+
+    def goodness(self, trial: Trial) -> float:
+        """Of quality; more is better."""
+        return -self.drop(trial)
+
+
+def structure_of(plan: Plan) -> Plan:
+    """A plan without its recovery."""
+    return replace(plan, distill=None, seed=0)
+
+
+def ratio_of(trial: Trial) -> float:
+    """Latency to the fastest dense setting."""
+    assert trial.latency is not None
+    return trial.latency.ratio_best_dense
+
+
+def own_ratio(trial: Trial) -> float:
+    """To dense in the same runtime."""
+    assert trial.latency is not None
+    return trial.latency.ratio
