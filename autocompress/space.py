@@ -337,7 +337,7 @@ def build_space(
     recovery, held = _distill_variables(rules.distill)
     fixed: dict[str, float | str] = {name: options[0] for name, options in levels.items() if len(options) == 1}
     space = SearchSpace(rules, table, profile, (*searched, *recovery), {**fixed, **held}, choices)
-    if not space.variables or (_asks_beyond_recovery(rules) and _leaves_all(space)):
+    if not space.variables or (not dropped and _asks_beyond_recovery(rules) and _leaves_all(space)):
         raise nothing_to_choose(rules, table, profile, dropped, default_space(table))
     return space
 

@@ -53,8 +53,8 @@ class AnyBench(Protocol):
         """First output of a candidate's file for the first query, where a process of its own runs it."""
         ...
 
-    def table_time(self, path: Path, inputs: Path) -> float:
-        """Seconds of a small file alone, with a query of its own."""
+    def table_ratio(self, path: Path, inputs: Path) -> float:
+        """Seconds of a part of a model, with a query of its own, as a share of the dense model's."""
         ...
 
     def load(self, contestant: Contestant) -> float:

@@ -18,7 +18,7 @@ from autocompress.measure.cores import idlest
 from autocompress.measure.lock import DeviceLock, warn
 from autocompress.measure.process import Contestant, Setting, Worker
 from autocompress.measure.summary import Names, Race, Stream, summarize
-from autocompress.measure.timing import Rounds, order_decided, time_alone, time_beside, time_in_turn
+from autocompress.measure.timing import Rounds, bootstrap_median, order_decided, time_in_turn
 from autocompress.records import Latency, Tier
 
 __all__ = ["Bench", "Contestant", "Setting", "Worker"]
@@ -75,7 +75,6 @@ class Bench:
         self._cores: list[int] | None = None
         self._workers: dict[Setting, Worker] = {}
         self._open: dict[tuple[Setting, str], _Known] = {}
-        self._least_dense_s = math.inf
 
     def __enter__(self) -> Bench:
         """The bench itself."""
@@ -109,10 +108,10 @@ class Bench:
 
         Raises:
             MeasureError: the runtime refuses the file or its process dies.
-            ValueError: the tier is "table"; see `table_time`.
+            ValueError: the tier is "table"; see `table_ratio`.
         """
         if tier == "table":
-            raise ValueError("a candidate has no table tier; table_time times a part of a model")
+            raise ValueError("a candidate has no table tier; table_ratio times a part of a model")
         candidate = Contestant(f"candidate:{path}", path, self.setting)
         contestants, best = [self.dense, candidate], self.dense
         if self.best_dense != self.setting:
@@ -147,10 +146,11 @@ class Bench:
         with self._lock:
             return self._race(contestants, timing, enough_queries).rounds
 
-    def table_time(self, path: Path, inputs: Path) -> float:
-        """Seconds per query of a part of a model, alone, in the profile's setting; for tables, never for claims.
+    def table_ratio(self, path: Path, inputs: Path) -> float:
+        """Seconds per query of a part of a model, as a share of the dense model's; for tables, never for claims.
 
-        Where the dense file is there, it tells when the machine is slowed and the part must be timed again.
+        They are timed in turn: a machine that others share may be slower by half for minutes on end, and what is timed
+        alone then seems longer by so much.
 
         Args:
             path: the part's file.
@@ -162,24 +162,11 @@ class Bench:
         part = Contestant(f"part:{path}", path, self.setting)
         with self._lock:
             try:
-                seconds = self._load(part, inputs)
-                return self._time_part(part, seconds)
+                self._load(part, inputs)
+                rounds = self._race([self.dense, part], self.profile.timing).rounds
+                return bootstrap_median(rounds.ratios(part.name, self.dense.name)).value
             finally:
                 self._close_session(part)
-
-    def _time_part(self, part: Contestant, seconds: float) -> float:
-        timing = self.profile.timing
-
-        def run_block() -> Block:
-            return self._block(part, seconds, timing)
-
-        if not self.dense.path.is_file():
-            return time_alone(run_block)
-        dense = self._load(self.dense, self.inputs)
-        found, self._least_dense_s = time_beside(
-            run_block, lambda: self._block(self.dense, dense, timing), self._least_dense_s, timing.slowed
-        )
-        return found
 
     def load(self, contestant: Contestant) -> float:
         """Load an artefact, or wake a loaded one; returns a first guess of its seconds per query.

@@ -186,9 +186,9 @@ class RooflineBench:
         found = {contestant.name: [self.load(contestant)] for contestant in contestants}
         return Rounds(times=found, blocks={name: list(values) for name, values in found.items()})
 
-    def table_time(self, path: Path, inputs: Path) -> float:
-        """Predicted seconds per query of a part of a model with queries of its own."""
-        return Roofline(self.profile, inputs).predict(path)
+    def table_ratio(self, path: Path, inputs: Path) -> float:
+        """Predicted seconds of a part of a model with queries of its own, as a share of the dense model's."""
+        return Roofline(self.profile, inputs).predict(path) / self.roofline.predict(self.dense.path)
 
     def outputs(self, _path: Path) -> None:
         """None: nothing runs there."""

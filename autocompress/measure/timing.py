@@ -29,13 +29,6 @@ FLOOR = 0.1
 #: Differences under this are called equal, however narrow the interval: two loads of one file differ by as much.
 RESOLUTION = 0.02
 
-#: The table tier stops at this interquartile range / median of its block medians, or after so many seconds.
-TABLE_SPREAD = 0.03
-TABLE_SECONDS = 0.5
-TABLE_BLOCKS = 5
-#: How often it times a part while the machine is slowed.
-TABLE_TRIES = 6
-
 #: Below so many queries a 99th percentile is not told.
 P99_QUERIES = 1000
 
@@ -277,52 +270,3 @@ def _fewest(rounds: Rounds) -> int:
 
 def _settled(rounds: Rounds, names: Sequence[str], protocol: Timing) -> bool:
     return all(bootstrap_median(rounds.ratios(name, names[0])).half_width < protocol.half_width for name in names[1:])
-
-
-def time_alone(run_block: Callable[[], Block]) -> float:
-    """Seconds per query of one contestant, for a table: the least block figure.
-
-    Runs `TABLE_BLOCKS` blocks or more, until their interquartile range is under `TABLE_SPREAD` of their median or
-    they took `TABLE_SECONDS`. Contended blocks count only where there are no others.
-    """
-    clear: list[float] = []
-    crowded: list[float] = []
-    spent, blocks = 0.0, 0
-    while blocks < TABLE_BLOCKS or (spent < TABLE_SECONDS and not _steady(clear)):
-        block = run_block()
-        (crowded if block.contended else clear).append(block.seconds)
-        spent, blocks = spent + sum(block.times), blocks + 1
-    return min(clear or crowded)
-
-
-def time_beside(
-    run_block: Callable[[], Block], run_reference: Callable[[], Block], best: float, slowed: float
-) -> tuple[float, float]:
-    """Seconds per query of one contestant, for a table, and the least seconds of a query of the reference so far.
-
-    Other guests slow a machine in bursts of seconds, and all blocks of a part may lie in one. So the reference runs
-    before and after it; while it takes more than `slowed` longer than ever, the part is timed again, `TABLE_TRIES`
-    times in all, and the least figure counts.
-
-    Args:
-        run_block: runs a block of the part.
-        run_reference: runs a block of something that was timed before.
-        best: the least seconds of a query of the reference until now, or infinity.
-        slowed: share.
-    """
-    found = math.inf
-    for _ in range(TABLE_TRIES):
-        before = min(run_reference().times)
-        found = min(found, time_alone(run_block))
-        after = min(run_reference().times)
-        best = min(best, before, after)
-        if max(before, after) <= best * (1 + slowed):
-            break
-    return found, best
-
-
-def _steady(values: Sequence[float]) -> bool:
-    if len(values) < TABLE_BLOCKS:
-        return False
-    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
-    return bool(high - low < TABLE_SPREAD * middle)

@@ -23,18 +23,16 @@ from autocompress.compressing.quantize import quantize
 from autocompress.compressing.shape import shape
 from autocompress.export.export import codes_for, float_graph
 from autocompress.export.integers import insert_codes
-from autocompress.export.tracing import OPSET, traceable, traced_graph
+from autocompress.export.tracing import Axes, traceable, traced_graph
 from autocompress.layers import LayerTable
 from autocompress.plan import LayerPlan, Plan, Prune, Quantize
 from autocompress.records import write_atomic
 from autocompress.survey import evaluating, hooked
+from autocompress.tables.neighbours import NO_SIDES, PLACE, Between, Side, Sides
 from autocompress.tasks.task import Inputs, Task
 
 #: Samples that ranges are calibrated on: their values cost no time, only that there are some.
 SAMPLES = 4
-
-#: Where the unit stands in the module that is traced.
-PLACE = "unit"
 
 
 @dataclass(frozen=True)
@@ -167,7 +165,34 @@ def free_axes(call: Call, other: Call) -> Free:
     return Free(tuple(axes))
 
 
-def export_unit(built: Built, name: str, call: Call, free: Free, path: Path) -> Path:
+def sides_of(built: Built, name: str, call: Call, query: Inputs) -> Sides:
+    """The neighbours of a unit: of one that takes one feature map and gives one. The model's own input has none.
+
+    Args:
+        built: the model that holds it.
+        name: of the unit's module.
+        call: how the model called it on the query.
+        query: of the workload.
+    """
+    unit = built.model.get_submodule(name)
+    layers = [key for key, module in unit.named_modules(prefix=name) if isinstance(module, nn.Conv2d)]
+    if not layers or len(call.leaves) != 1 or call.tensors[0].dim() != 4:
+        return NO_SIDES
+    taken = call.tensors[0]
+    with torch.no_grad():
+        given = unit(taken.clone())
+    if not isinstance(given, Tensor) or given.dim() != 4:
+        return NO_SIDES
+    first, last = (_static(built.codes.get(key)) for key in (layers[0], layers[-1]))
+    is_query = any(torch.equal(taken, value) for value in query.values())
+    return None if is_query else Side(tuple(taken.shape), first), Side(tuple(given.shape), last)
+
+
+def _static(codes: Codes | None) -> Codes | None:
+    return codes if codes and codes.precision == "int8" else None
+
+
+def export_unit(built: Built, name: str, call: Call, free: Free, path: Path, sides: Sides = NO_SIDES) -> Path:
     """Write a unit as ONNX with its integers, and the inputs of its call beside it; returns the path of these.
 
     Args:
@@ -176,36 +201,41 @@ def export_unit(built: Built, name: str, call: Call, free: Free, path: Path) -> 
         call: how the model called it on one query of the workload.
         free: axes that stay free.
         path: the ONNX file to write.
+        sides: neighbours to put it between.
 
     Raises:
         ExportError: torch cannot trace the unit alone.
     """
     inputs = {f"input_{i}": value.detach().clone() for i, value in enumerate(call.tensors)}
-    alone = _Alone(copy.deepcopy(built.model.get_submodule(name)), call).eval()
-    graph = _graph(alone, name, inputs, free)
+    if sides[0]:
+        inputs["input_0"] = inputs["input_0"][:, :1]
+    unit = copy.deepcopy(built.model.get_submodule(name))
+    between = Between(unit, sides)
+    axes = {key: found for key, found in zip(inputs, free.axes, strict=True) if found}
+    graph = _graph(between if any(sides) else _Alone(unit, call), name, inputs, axes)
     codes = {
         f"{PLACE}{layer.removeprefix(name)}": made
         for layer, made in built.codes.items()
         if layer == name or layer.startswith(name + ".")
     }
-    write_atomic(path, insert_codes(graph, codes, prefix="").SerializeToString())
+    return _written(insert_codes(graph, {**codes, **between.codes()}, prefix=""), inputs, path)
+
+
+def export_neighbours(side: Side | None, path: Path) -> Path:
+    """Write the neighbours of a side with nothing between them, or nothing at all; returns the path of its inputs."""
+    pair = Between(nn.Identity(), (side, side))
+    inputs = {"input_0": torch.ones(side.shape[0], 1, *side.shape[2:]) if side else torch.ones(1, 1)}
+    return _written(insert_codes(_graph(pair, "neighbours", inputs, {}), pair.codes(), prefix=""), inputs, path)
+
+
+def _graph(alone: nn.Module, name: str, inputs: Inputs, axes: Axes) -> onnx.ModelProto:
+    return traced_graph(alone.eval(), inputs, [], axes, f"{name} alone")
+
+
+def _written(graph: onnx.ModelProto, inputs: Inputs, path: Path) -> Path:
+    write_atomic(path, graph.SerializeToString())
     buffer = io.BytesIO()
     arrays: dict[str, NDArray[Any]] = {key: value.numpy() for key, value in inputs.items()}
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     write_atomic(path.with_suffix(".npz"), buffer.getvalue())
     return path.with_suffix(".npz")
-
-
-def _graph(alone: nn.Module, name: str, inputs: Inputs, free: Free) -> onnx.ModelProto:
-    axes = {key: found for key, found in zip(inputs, free.axes, strict=True) if found}
-    return traced_graph(alone, inputs, [], axes, f"{name} alone")
-
-
-def write_identity(path: Path) -> None:
-    """A file whose output is its input, ``(1, 1)``: what it takes is the cost of a call."""
-    value, result = (onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, (1, 1)) for n in ("input", "output"))
-    graph = onnx.helper.make_graph(
-        [onnx.helper.make_node("Identity", ["input"], ["output"])], "call", [value], [result]
-    )
-    opset = onnx.helper.make_opsetid("", OPSET)
-    write_atomic(path, onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8).SerializeToString())

@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from autocompress.environment import environment
 from autocompress.errors import AutocompressError, ExportError, MeasureError
 from autocompress.pipeline import build_into
@@ -24,14 +22,16 @@ from autocompress.tables.blocks import (
     Call,
     Free,
     build_for_timing,
+    export_neighbours,
     export_unit,
     export_whole,
     free_axes,
+    sides_of,
     timed_alike,
     watch_calls,
-    write_identity,
 )
 from autocompress.tables.compose import families
+from autocompress.tables.neighbours import Side
 from autocompress.tables.table import Check, LatencyTable, Sums, fit_line
 from autocompress.tables.units import Unit, signatures, units_of
 from autocompress.tasks.task import Inputs
@@ -40,7 +40,7 @@ from autocompress.workshop import Workshop
 Say = Callable[[str], None]
 
 #: Of the files that are timed; times of another make are not taken.
-MAKE = 2
+MAKE = 3
 
 #: File of a cache folder with all that was timed, one JSON line each.
 TIMED = "timed.jsonl"
@@ -107,9 +107,9 @@ class _Bench:
     folder: Path
     say: Say
 
-    def seconds(self, path: Path, inputs: Path) -> float:
-        """Seconds per query of a part of a model, alone."""
-        return self.shop.bench.table_time(path, inputs)
+    def ratio(self, path: Path, inputs: Path) -> float:
+        """Seconds per query of a part of a model, as a share of the dense model's."""
+        return self.shop.bench.table_ratio(path, inputs)
 
 
 def measure_table(
@@ -123,9 +123,9 @@ def measure_table(
 ) -> LatencyTable:
     """Time the units of a model in all forms of some plans, and fit whole models to them.
 
-    What was timed before, in the same setting, is taken from the cache: a kill loses one entry at most. Whole models
-    are timed in turn with dense; their seconds are that ratio times the dense model's, so that a machine that slowed
-    down meanwhile does not bend the fit.
+    What was timed before, in the same setting, is taken from the cache: a kill loses one entry at most. Units and whole
+    models are timed in turn with dense; their seconds are that ratio times the dense model's, so that a machine that
+    slowed down meanwhile does not bend the fit.
 
     Args:
         shop: task, profile and measuring processes.
@@ -190,9 +190,8 @@ def units_alone(shop: Workshop) -> tuple[Unit, ...]:
 def _time_units(
     bench: _Bench, units: tuple[Unit, ...], plans: Sequence[Plan] | Mapping[Plan, None]
 ) -> dict[str, float]:
-    """Seconds of every form of every unit under some plans, without the cost of a call; refused forms left out."""
-    shop, timed = bench.shop, {}
-    overhead = _overhead(bench)
+    """Seconds of every form of every unit under some plans, without what it stood between; refused forms left out."""
+    shop, timed, dense_s = bench.shop, {}, _dense_seconds(bench)
     for number, plan in enumerate(plans, start=1):
         forms = {s.text: name for name, s in reversed(signatures(units, plan, shop.table).items())}
         missing = {text: name for text, name in forms.items() if bench.notes.get(text) is None}
@@ -200,18 +199,17 @@ def _time_units(
             bench.say(f"latency table: plan {number} of {len(plans)}, {len(missing)} new units")
             _time_missing(bench, plan, missing)
         timed.update({text: bench.notes.get(text) for text in forms})
-    return {t: max(note["seconds"] - overhead, 0.0) + 1e-9 for t, note in timed.items() if note and "seconds" in note}
+    return {t: max(note["ratio"] * dense_s, 0.0) + 1e-9 for t, note in timed.items() if note and "ratio" in note}
 
 
-def _overhead(bench: _Bench) -> float:
-    """Seconds that a call of the runtime takes when there is nothing to do."""
-    note = bench.notes.get("call")
+def _ratio_around(bench: _Bench, side: Side | None) -> float:
+    """What a file takes in which nothing stands between two neighbours of a side; where it has none, a call."""
+    what = side.text if side else "call"
+    note = bench.notes.get(what)
     if note is None:
-        path, inputs = bench.folder / "call.onnx", bench.folder / "call.npz"
-        write_identity(path)
-        np.savez(inputs, input=np.zeros((1, 1), dtype=np.float32))
-        note = bench.notes.put("call", seconds=bench.seconds(path, inputs))
-    return float(note["seconds"])
+        path = bench.folder / "around.onnx"
+        note = bench.notes.put(what, ratio=bench.ratio(path, export_neighbours(side, path)))
+    return float(note["ratio"])
 
 
 def _time_missing(bench: _Bench, plan: Plan, missing: Mapping[str, str]) -> None:
@@ -239,9 +237,11 @@ def _time_missing(bench: _Bench, plan: Plan, missing: Mapping[str, str]) -> None
 
 def _time_unit(bench: _Bench, built: Built, name: str, call: Call, free: Free) -> dict[str, Any]:
     path = bench.folder / "unit.onnx"
-    inputs = export_unit(built, name, call, free, path)
+    sides = sides_of(built, name, call, _query(bench.shop))
+    around = sum(_ratio_around(bench, side) for side in sides) / 2
+    ratio = bench.ratio(path, export_unit(built, name, call, free, path, sides)) - around
     shapes = [list(value.shape) for value in call.tensors]
-    return {"seconds": bench.seconds(path, inputs) * call.times, "unit": name, "inputs": shapes}
+    return {"ratio": ratio * call.times, "around": around, "unit": name, "inputs": shapes}
 
 
 def _calibrated(

@@ -135,7 +135,7 @@ class RecordedBench:
         found = {contestant.name: [self.load(contestant)] for contestant in contestants}
         return Rounds(times=found, blocks={name: list(values) for name, values in found.items()})
 
-    def table_time(self, path: Path, inputs: Path) -> float:
+    def table_ratio(self, path: Path, inputs: Path) -> float:
         """Refused: what is not in the table cannot be timed here.
 
         Raises:

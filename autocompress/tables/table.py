@@ -33,8 +33,10 @@ MOST_SHOWN = 3
 class Sums:
     """What a line is over, of one unit in a model or of several.
 
-    A unit alone takes its inputs and gives its outputs in the layout and type of the file's border. In a whole file
-    they stay as they are between neighbours that compute alike, and what that saves goes with the values passed on.
+    A unit alone takes its inputs and gives its outputs in the layout and type of the file's border, or of neighbours
+    that compute alike. In a whole file they stay as they are between neighbours that compute alike, and what that saves
+    goes with the values passed on; between blocks that do not, values take another form, those on the way around a
+    block once more, and that costs as much in narrow models, which runtimes fill up to whole vectors.
     Alone, its weights stay in the cache from query to query; those of a whole file may not, and come from memory.
 
     Attributes:
@@ -42,6 +44,7 @@ class Sums:
         kernels: matrix kernels, one per layer and two per pair of factors.
         plain, rounded: values that come in from a neighbour in the same form, fp32 or another one.
         weight_bytes: of the weights that its products read.
+        changed: values of the dense model that come in from a block in another form than this block computes in.
     """
 
     seconds: float = 0.0
@@ -49,6 +52,7 @@ class Sums:
     plain: int = 0
     rounded: int = 0
     weight_bytes: float = 0.0
+    changed: int = 0
 
     def __add__(self, other: Sums) -> Sums:
         """Of both."""
@@ -61,7 +65,8 @@ class Line:
     """From units alone to a part of a whole file; all coefficients are 0 or more.
 
     ``base`` is what belongs to no unit; of each, ``factor · seconds + per_kernel · kernels + per_byte · weight_bytes
-    - saved``, with ``saved = plain_saves · plain + rounded_saves · rounded``, at most `MOST_SAVED` of the rest.
+    + per_change · changed - saved``, with ``saved = plain_saves · plain + rounded_saves · rounded``, at most
+    `MOST_SAVED` of the rest.
     """
 
     base: float = 0.0
@@ -70,10 +75,12 @@ class Line:
     plain_saves: float = 0.0
     rounded_saves: float = 0.0
     per_byte: float = 0.0
+    per_change: float = 0.0
 
     def seconds(self, unit: Sums) -> float:
         """Of one unit in a whole file."""
-        cost = self.factor * unit.seconds + self.per_kernel * unit.kernels + self.per_byte * unit.weight_bytes
+        cost = self.factor * unit.seconds + self.per_kernel * unit.kernels
+        cost += self.per_byte * unit.weight_bytes + self.per_change * unit.changed
         return cost - min(self.plain_saves * unit.plain + self.rounded_saves * unit.rounded, MOST_SAVED * cost)
 
 
@@ -144,15 +151,18 @@ class LatencyTable:
         """What the line is over, by the unit's name."""
         self.check_model(layer_table)
         found: dict[str, Sums] = {}
-        option, values = "", 0
+        option, values, whole = "", 0, 0
         for name, signature in signatures(self.units, plan, layer_table).items():
+            unit = self._by_name[name]
             alike = bool(signature.forms) and signature.forms[0].option == option
             kept = values if alike else 0
             plain, rounded = (kept, 0) if option == "fp32" else (0, kept)
-            fetched = weight_bytes(self._by_name[name], signature)
-            found[name] = Sums(self._seconds(name, signature), kernels(signature), plain, rounded, fetched)
+            changed = whole if signature.forms and not alike and unit.is_block else 0
+            seconds, fetched = self._seconds(name, signature), weight_bytes(unit, signature)
+            found[name] = Sums(seconds, kernels(signature), plain, rounded, fetched, changed)
             for last in signature.forms[-1:]:
-                option, values = last.option, last.shape[0] * self._by_name[name].positions[last.role]
+                option, values = last.option, last.shape[0] * unit.positions[last.role]
+                whole = unit.width(last.role) * unit.positions[last.role] if unit.is_block else 0
         return found
 
     def check_model(self, layer_table: LayerTable) -> None:
@@ -244,7 +254,8 @@ def fit_line(sums: Sequence[Sums], measured: Sequence[float]) -> Line:
     """
     seconds: NDArray[np.float64] = np.asarray(measured, dtype=float)
     rows = (
-        np.array([[1.0, s.seconds, s.kernels, -s.plain, -s.rounded, s.weight_bytes] for s in sums]) / seconds[:, None]
+        np.array([[1.0, s.seconds, s.kernels, -s.plain, -s.rounded, s.weight_bytes, s.changed] for s in sums])
+        / seconds[:, None]
     )
     widths = np.maximum(np.linalg.norm(rows, axis=0), 1e-300)
     solution, _residual = scipy.optimize.nnls(rows / widths, np.ones(len(seconds)))

@@ -99,6 +99,15 @@ class Unit:
         """Names of its layers within it, in order."""
         return tuple(form.role for form in self.dense.forms)
 
+    @property
+    def is_block(self) -> bool:
+        """Whether it is more than a layer, so that values may run around it as well."""
+        return len(self.layers) > 1
+
+    def width(self, role: str) -> int:
+        """Outputs of one of its uncompressed layers."""
+        return next(form.shape[0] for form in self.dense.forms if form.role == role)
+
     def to_json(self) -> dict[str, Any]:
         """Plain data that `unit_from_json` reads back."""
         return asdict(self)

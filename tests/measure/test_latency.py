@@ -172,15 +172,15 @@ def test_the_table_tier_is_no_candidates(bench: Bench, folder: Path) -> None:
         bench.measure(folder / "small.onnx", tier="table")
 
 
-def test_a_part_is_timed_alone_with_inputs_of_its_own(bench: Bench, folder: Path, clock: Callable[..., None]) -> None:
+def test_a_part_is_timed_in_turn_with_inputs_of_its_own(bench: Bench, folder: Path, clock: Callable[..., None]) -> None:
     clock(small=0.003, dense=0.01)
-    assert bench.table_time(folder / "small.onnx", folder / "three.npz") == pytest.approx(0.003)
+    assert bench.table_ratio(folder / "small.onnx", folder / "three.npz") == pytest.approx(0.3)
     assert [name for _setting, name in bench._open] == ["dense"]
 
 
 def test_a_part_that_is_refused_is_an_error(bench: Bench, folder: Path) -> None:
     with pytest.raises(MeasureError, match=r"bad\.onnx: ONNX Runtime refuses it"):
-        bench.table_time(folder / "bad.onnx", folder / "inputs.npz")
+        bench.table_ratio(folder / "bad.onnx", folder / "inputs.npz")
 
 
 def test_every_contestant_answers_the_same_list(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +227,7 @@ def test_the_device_is_held_while_timing_and_only_then(
 
     monkeypatch.setattr(Worker, "ask", ask)
     bench.measure(folder / "small.onnx")
-    bench.table_time(folder / "small.onnx", folder / "inputs.npz")
+    bench.table_ratio(folder / "small.onnx", folder / "inputs.npz")
     bench.load(bench.dense)
     assert held
     assert min(held) > 0

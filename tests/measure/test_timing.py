@@ -14,16 +14,12 @@ from hypothesis import strategies as st
 from autocompress.hardware import Timing
 from autocompress.measure.blocks import Block
 from autocompress.measure.timing import (
-    TABLE_BLOCKS,
-    TABLE_TRIES,
     Interval,
     Rounds,
     bootstrap_median,
     bootstrap_nested,
     order_decided,
     p99,
-    time_alone,
-    time_beside,
     time_in_turn,
     verdict,
 )
@@ -310,81 +306,6 @@ def test_an_open_order_does_not():
 
 def test_without_rivals_nothing_is_decided():
     assert not order_decided(np.ones(7), [])
-
-
-# alone, for a table
-
-
-def alone(*values: float, waited: tuple[float, ...] = ()) -> tuple[float, int]:
-    """Figure and number of blocks, of blocks of two queries that take the values; the last repeats."""
-    count = 0
-
-    def run_block() -> Block:
-        nonlocal count
-        at, count = min(count, len(values) - 1), count + 1
-        wait = waited[min(at, len(waited) - 1)] if waited else 0.0
-        return Block((values[at],) * 2, (wait,) * 2)
-
-    return time_alone(run_block), count
-
-
-def test_a_steady_part_is_timed_in_the_fewest_blocks():
-    assert alone(0.001) == (0.001, TABLE_BLOCKS)
-
-
-def test_the_least_block_counts():
-    assert alone(0.0010, 0.00101, 0.00099, 0.00102, 0.001) == (0.00099, TABLE_BLOCKS)
-
-
-def test_an_unsteady_part_is_followed_until_it_is_steady():
-    # The slow start leaves the middle half of the blocks after 4 × as many steady ones.
-    seconds, blocks = alone(0.004, 0.003, 0.001)
-    assert seconds == 0.001
-    assert TABLE_BLOCKS < blocks <= 10
-
-
-def test_a_slow_part_ends_after_half_a_second_and_the_fewest_blocks():
-    assert alone(0.3, 0.4, 0.2, 0.5) == (0.2, TABLE_BLOCKS)
-
-
-def test_contended_blocks_count_only_where_there_are_no_others():
-    seconds, _ = alone(0.001, 0.002, 0.002, 0.002, 0.002, 0.002, waited=(0.001, 0.0))
-    assert seconds == 0.002
-    assert alone(0.1, waited=(0.09,)) == (0.1, TABLE_BLOCKS)
-
-
-def beside(part: list[float], reference: list[float], best: float = 1.0) -> tuple[float, float, int]:
-    """Figure, least reference and number of tries; the k-th try times `part[k]` between two of the reference."""
-    tries = 0
-    references = iter(reference)
-
-    def run_reference() -> Block:
-        return Block((9.0, next(references)))
-
-    def run_block() -> Block:
-        nonlocal tries
-        tries += 1
-        return Block((part[(tries - 1) // TABLE_BLOCKS],) * 2)
-
-    found, least = time_beside(run_block, run_reference, best, 0.05)
-    return found, least, tries // TABLE_BLOCKS
-
-
-def test_a_part_is_timed_again_while_the_machine_is_slowed():
-    assert beside([0.7, 0.6, 0.5, 0.4], [1.3, 1.3, 1.0, 1.2, 1.04, 1.05]) == (0.5, 1.0, 3)
-
-
-def test_an_undisturbed_part_is_timed_once():
-    assert beside([0.7, 0.6], [1.05, 1.0]) == (0.7, 1.0, 1)
-
-
-def test_the_reference_may_prove_faster_than_it_was_known_to_be():
-    assert beside([0.7, 0.6, 0.5], [1.0, 0.9, 0.9, 0.91]) == (0.6, 0.9, 2)
-    assert beside([0.7], [0.9, 0.9], best=math.inf) == (0.7, 0.9, 1)
-
-
-def test_a_machine_that_stays_slow_is_given_up_on():
-    assert beside([0.7, 0.6, 0.5, 0.6, 0.7, 0.8], [1.3] * 12) == (0.5, 1.0, TABLE_TRIES)
 
 
 # percentiles

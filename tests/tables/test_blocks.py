@@ -19,13 +19,16 @@ from autocompress.tables.blocks import (
     Built,
     Call,
     build_for_timing,
+    export_neighbours,
     export_unit,
     export_whole,
     free_axes,
+    sides_of,
     timed_alike,
     traced_query,
     watch_calls,
 )
+from autocompress.tables.neighbours import NO_SIDES, Between, Side, Sides
 from autocompress.tables.units import units_of
 from autocompress.tasks.task import Task
 from tests.tiny import CLASSES, any_task, bert, cnn, mlp, quantized, run, table_of, task_of, tensors
@@ -164,3 +167,100 @@ def test_a_unit_that_cannot_be_traced_is_named(tmp_path: Path) -> None:
     call = watch_calls(model, ["0"], {"input": torch.ones(2, 2)})["0"]
     with pytest.raises(ExportError, match="cannot export 0 alone"):
         export_unit(Built(model, {}), "0", call, free_axes(call, Call(call.leaves, call.spec, 1)), tmp_path / "u.onnx")
+
+
+class Shortcut(nn.Module):
+    """A block of two convolutions that values run around as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(8, 8, 3, padding=1)
+        self.two = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.two(torch.relu(self.one(x))) + x)
+
+
+class Residual(nn.Module):
+    """A stem, two blocks with shortcuts and a linear, on images ``(n, 1, 8, 8)``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3, padding=1)
+        self.blocks = nn.Sequential(Shortcut(), Shortcut())
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.head(self.blocks(torch.relu(self.stem(pixel_values))).mean(dim=(2, 3)))
+
+
+LAST = "blocks.1"
+ROUNDED = quantized("int8", *(f"blocks.{i}.{layer}" for i in (0, 1) for layer in ("one", "two")))
+
+
+@pytest.fixture(scope="module")
+def residual() -> Task:
+    torch.manual_seed(5)
+    splits = {
+        split: tensors("pixel_values", (1, 8, 8), 8, i) for i, split in enumerate(("train", "validation", "test"))
+    }
+    return Task("residual", Residual().eval(), **splits)
+
+
+def between(task: Task, plan: Plan, name: str, runtime: str, path: Path) -> tuple[Built, Sides]:
+    """Write a unit between its neighbours."""
+    query = task.workload_inputs(1, None)
+    built = build_for_timing(plan, task, survey(task.source, query), runtime)
+    call = watch_calls(built.model, [name], query)[name]
+    other = watch_calls(built.model, [name], task.workload_inputs(2, None))[name]
+    sides = sides_of(built, name, call, query)
+    torch.manual_seed(6)
+    export_unit(built, name, call, free_axes(call, other), path, sides)
+    return built, sides
+
+
+def test_feature_maps_come_from_neighbours_and_go_to_them(residual: Task, tmp_path: Path) -> None:
+    maps = (1, 8, 8, 8)
+    found = {name: between(residual, Plan(), name, "onnxruntime", tmp_path / "u.onnx")[1] for name in ("stem", LAST)}
+    assert found == {"stem": (None, Side(maps)), LAST: (Side(maps), Side(maps))}
+    assert between(residual, Plan(), "head", "onnxruntime", tmp_path / "u.onnx")[1] == NO_SIDES
+    texts = [side.text for side in between(residual, ROUNDED, LAST, "onnxruntime", tmp_path / "u.onnx")[1] if side]
+    assert texts == ["neighbours [1, 8, 8, 8] int8"] * 2
+
+
+@pytest.mark.parametrize("plan", [Plan(), ROUNDED, quantized("int8", f"{LAST}.two")], ids=["fp32", "int8", "mixed"])
+def test_a_unit_between_neighbours_computes_what_torch_does(plan: Plan, residual: Task, tmp_path: Path) -> None:
+    path = tmp_path / "unit.onnx"
+    built, sides = between(residual, plan, LAST, "onnxruntime", path)
+    torch.manual_seed(6)
+    around = Between(built.model.get_submodule(LAST), sides)
+    codes = {f"unit{name.removeprefix(LAST)}": made for name, made in built.codes.items() if name.startswith(LAST)}
+    twin = simulate(around, {**codes, **around.codes()})
+    with np.load(path.with_suffix(".npz")) as stored:
+        found = open_session(path, "onnxruntime", 1).run(dict(stored))[0]
+        expected = run(twin, {"value": torch.tensor(stored["input_0"])}).numpy()
+    assert found.shape == (1, 1, 8, 8)
+    assert np.linalg.norm(found - expected) < 0.02 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_between_neighbours_values_run_around_a_block_as_in_the_whole_file(
+    runtime: str, residual: Task, tmp_path: Path
+) -> None:
+    built, _sides = between(residual, ROUNDED, LAST, runtime, tmp_path / "unit.onnx")
+    export_whole(built, residual, tmp_path / "whole.onnx")
+
+    def readers_of_integers(path: Path) -> list[bool]:
+        nodes = onnx.load(path).graph.node
+        rounded = {node.output[0] for node in nodes if node.op_type == "DequantizeLinear"}
+        last = [node for node in nodes if node.op_type == "Add"][-1]
+        return [name in rounded for name in last.input]
+
+    assert readers_of_integers(tmp_path / "unit.onnx") == readers_of_integers(tmp_path / "whole.onnx")
+
+
+@pytest.mark.parametrize("side", [None, Side((1, 8, 4, 4))], ids=["nothing", "maps"])
+def test_neighbours_with_nothing_between_them_run(side: Side | None, tmp_path: Path) -> None:
+    with np.load(export_neighbours(side, tmp_path / "around.onnx")) as stored:
+        found = open_session(tmp_path / "around.onnx", "onnxruntime", 1).run(dict(stored))[0]
+        assert found.shape == stored["input_0"].shape

@@ -119,7 +119,7 @@ def test_another_setting_is_refused(bench: RecordedBench) -> None:
 
 def test_nothing_is_timed_on_it(bench: RecordedBench, tmp_path: Path) -> None:
     with pytest.raises(MeasureError, match="is recorded: nothing can be timed"):
-        bench.table_time(tmp_path / "a.onnx", tmp_path / "a.npz")
+        bench.table_ratio(tmp_path / "a.onnx", tmp_path / "a.npz")
 
 
 def test_a_file_without_its_plan_is_refused(bench: RecordedBench, tmp_path: Path) -> None:

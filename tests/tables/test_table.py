@@ -68,11 +68,25 @@ def test_values_stay_as_they_are_between_neighbours_that_compute_alike(made: Lat
     assert kept("net.1.down", "conv") == [(blocks, 0), (0, blocks), (0, 0)]
 
 
+def test_values_change_between_blocks_that_compute_otherwise(made: LatencyTable, table: LayerTable) -> None:
+    """In all widths as many as in the dense model; single layers, which nothing goes around, change none."""
+
+    def changed(groups: dict[str, Prune], *rounded: str) -> list[int]:
+        plan = Plan(groups, {name: LayerPlan(quantize=Quantize("int8")) for name in rounded})
+        return [own.changed for own in made.alone(plan, table).values()]
+
+    assert changed({}) == [0, 0, 0, 0, 0]
+    assert changed({}, "conv", "classifier") == [0, 0, 0, 0, 0]
+    assert changed({}, "net.0.down") == [0, 0, 8 * 10, 0, 0]
+    assert changed({"net.0.mlp/neurons": Prune(4)}, "net.1.q") == [0, 0, 8 * 10, 0, 0]
+
+
 def test_a_planted_line_is_found() -> None:
     draw = np.random.default_rng(0)
-    sums = [Sums(float(s), int(k), int(p), int(r), float(b)) for s, k, p, r, b in draw.uniform(1, 100, (30, 5))]
-    planted = Line(200.0, 1.5, 0.25, 0.125, 0.5, 0.75)
-    saved = [0.125 * s.plain + 0.5 * s.rounded for s in sums]
+    drawn = draw.uniform(1, 100, (30, 6))
+    sums = [Sums(float(s), int(k), int(p), int(r), float(b), int(c)) for s, k, p, r, b, c in drawn]
+    planted = Line(200.0, 1.5, 0.25, 0.125, 0.5, 0.75, 0.625)
+    saved = [0.125 * s.plain + 0.5 * s.rounded - 0.625 * s.changed for s in sums]
     costs = [200.0 + 1.5 * s.seconds + 0.25 * s.kernels + 0.75 * s.weight_bytes for s in sums]
     measured = [cost - less for cost, less in zip(costs, saved, strict=True)]
     assert astuple(fit_line(sums, measured)) == pytest.approx(astuple(planted), rel=1e-5)
