@@ -300,7 +300,7 @@ def test_a_size_that_no_choice_of_bits_keeps_is_refused_before_any_work(
     """int8 weights are a quarter of fp32; scales and float biases come on top."""
     space = tmp_path / "small.yaml"
     space.write_text("strategy: solve\nsolve: {max_size: 0.2}\nlayers: [{precision: [fp32, int8]}]\n")
-    with pytest.raises(SpaceError, match=r"small\.yaml: solve\.max_size: 0\.2 .* is 0\.26 .*; give 0\.26 or more"):
+    with pytest.raises(SpaceError, match=r"small\.yaml: solve\.max_size: 0\.2 .* is 0\.256 .*; give 0\.26 or more"):
         autocompress.search(task, out=tmp_path / "run", space=space)
     assert not (tmp_path / "run").exists()
 
