@@ -73,7 +73,8 @@ class Latency:
         tier: "search" (in turn with the references), "report" (fresh processes, more queries) or "full" (1,024
             queries or more, several fresh processes); "table" (a part of a model) is never a candidate's.
         runtime, threads: where it ran.
-        blocks, rejected_blocks, queries: how much was timed.
+        blocks, rejected_blocks, queries: rounds kept for candidate and references, rounds thrown away, and queries of
+            the candidate in the former.
         block_ratios: candidate / dense of each kept block.
         warnings: what a reader should know before trusting the figure.
         p99_s: 99th percentile; None below 1,000 queries. With `p99_low_s` and `p99_high_s`, its 95 % order-statistic

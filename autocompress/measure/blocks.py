@@ -56,7 +56,7 @@ class Block:
         share = QUARTILE if self.contended and not self.one_thread else 0.5
         return float(np.nanquantile(self._kept(), share, axis=0).mean())
 
-    @property
+    @cached_property
     def kept_times(self) -> tuple[float, ...]:
         """Seconds of the undisturbed queries; of a contended block all, without the waiting where that is known."""
         kept = self._kept().ravel()

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from autocompress.errors import MeasureError
 from autocompress.hardware import HardwareProfile, Timing, cores
 from autocompress.measure.latency import Contestant, Setting
-from autocompress.measure.timing import Rounds, bootstrap_median
+from autocompress.measure.rounds import Rounds
+from autocompress.measure.timing import bootstrap_median
 from autocompress.records import Latency, Tier
 from autocompress.runtimes import FILES, installed_runtimes
 
@@ -88,7 +89,7 @@ def find_best_dense(bench: AnyBench) -> tuple[DenseSetting, ...]:
         DenseSetting(
             c.setting.runtime,
             c.setting.threads,
-            bootstrap_median(np.array(rounds.times[c.name])).value,
+            bootstrap_median(np.array(rounds.times(c.name))).value,
             bootstrap_median(rounds.ratios(c.name, reference)).value,
         )
         for c in contestants

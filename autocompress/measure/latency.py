@@ -17,8 +17,9 @@ from autocompress.measure.blocks import Block, queries_per_block
 from autocompress.measure.cores import idlest
 from autocompress.measure.lock import DeviceLock, warn
 from autocompress.measure.process import Contestant, Setting, Worker
+from autocompress.measure.rounds import Rounds
 from autocompress.measure.summary import Names, Race, Stream, summarize
-from autocompress.measure.timing import Rounds, bootstrap_median, order_decided, time_in_turn
+from autocompress.measure.timing import bootstrap_median, order_decided, time_in_turn
 from autocompress.records import Latency, Tier
 
 __all__ = ["Bench", "Contestant", "Setting", "Worker"]
@@ -123,7 +124,7 @@ class Bench:
             if tier == "search":
                 races, peak = [self._search(contestants, names, rivals)], None
             else:
-                races = [self._fresh(contestants, candidate, tier) for _ in range(PROCESSES)]
+                races = [self._fresh(contestants, names, tier) for _ in range(PROCESSES)]
                 peak = self._peak_memory(candidate)
         return summarize(races, names, self.setting, timing, tier=tier, peak=peak)
 
@@ -182,18 +183,21 @@ class Bench:
             return order_decided(rounds.ratios(names.candidate, names.best), rivals)
 
         try:
-            return self._race(contestants, self.profile.timing, decided=decided if rivals else None)
+            return self._race(
+                contestants, self.profile.timing, decided=decided if rivals else None, references=[names.best]
+            )
         finally:
             self._close_session(contestants[1])
 
-    def _fresh(self, contestants: Sequence[Contestant], candidate: Contestant, tier: Tier) -> Race:
+    def _fresh(self, contestants: Sequence[Contestant], names: Names, tier: Tier) -> Race:
         """One race in fresh processes, with a share of the rounds and queries that all of them are to have."""
         self.close()
-        timing = self.profile.timing
+        timing, candidate = self.profile.timing, contestants[1]
         rounds = max(timing.min_blocks, math.ceil(timing.max_blocks / PROCESSES))
         share = timing.model_copy(update={"max_blocks": rounds})
         try:
-            race = self._race(contestants, share, math.ceil(timing.report_queries / PROCESSES))
+            enough = math.ceil(timing.report_queries / PROCESSES)
+            race = self._race(contestants, share, enough, references=[names.best])
             seconds = self._load(candidate, self.inputs)
             queries = math.ceil(FULL_QUERIES / PROCESSES) if tier == "full" else 1
             race.stream = self._stream(candidate, max(queries, round(STREAM_SECONDS / max(seconds, 1e-9))))
@@ -207,6 +211,8 @@ class Bench:
         timing: Timing,
         enough_queries: int = 0,
         decided: Callable[[Rounds], bool] | None = None,
+        *,
+        references: Sequence[str] = (),
     ) -> Race:
         race, looks = Race(), 0
         by_name = {contestant.name: contestant for contestant in contestants}
@@ -221,7 +227,7 @@ class Bench:
                 self._move()
             return block
 
-        race.rounds = time_in_turn(list(by_name), run_block, timing, enough_queries, decided)
+        race.rounds = time_in_turn(list(by_name), run_block, timing, enough_queries, decided, references=references)
         return race
 
     def _block(

@@ -17,8 +17,8 @@ from autocompress.measure.chips import energy, kernels
 from autocompress.measure.graphs import Size, reads_past
 from autocompress.measure.latency import Contestant, Setting
 from autocompress.measure.queries import read_queries
+from autocompress.measure.rounds import Rounds, Turn
 from autocompress.measure.steps import Work, read_work
-from autocompress.measure.timing import Rounds
 from autocompress.plan import Precision
 from autocompress.records import Latency, Tier
 
@@ -183,8 +183,8 @@ class RooflineBench:
 
     def race(self, contestants: Sequence[Contestant], timing: Timing, enough_queries: int = 0) -> Rounds:
         """One round of predictions, in the form of a measured one; nothing is timed."""
-        found = {contestant.name: [self.load(contestant)] for contestant in contestants}
-        return Rounds(times=found, blocks={name: list(values) for name, values in found.items()})
+        found = {contestant.name: self.load(contestant) for contestant in contestants}
+        return Rounds({name: [Turn(seconds, (seconds,))] for name, seconds in found.items()})
 
     def table_ratio(self, path: Path, inputs: Path) -> float:
         """Predicted seconds of a part of a model with queries of its own, as a share of the dense model's."""

@@ -13,7 +13,8 @@ from autocompress.measure.blocks import WAITED
 from autocompress.measure.decoding import decoded
 from autocompress.measure.energy import EnergySource
 from autocompress.measure.process import Setting
-from autocompress.measure.timing import Interval, Rounds, bootstrap_nested, p99
+from autocompress.measure.rounds import Kept, Rounds
+from autocompress.measure.timing import Interval, bootstrap_nested, p99
 from autocompress.records import Latency, Tier
 
 
@@ -75,7 +76,8 @@ def summarize(
         peak: largest resident set, bytes.
     """
     candidate = names.candidate
-    times = np.concatenate([race.rounds.times[candidate] for race in races])
+    kept = [race.rounds.kept(candidate) for race in races]
+    times = np.concatenate([race.rounds.times(candidate) for race in races])
     ratios = [race.rounds.ratios(candidate, names.dense) for race in races]
     ratio = bootstrap_nested(ratios)
     best = bootstrap_nested([race.rounds.ratios(candidate, names.best) for race in races])
@@ -94,12 +96,12 @@ def summarize(
         tier=tier,
         runtime=setting.runtime,
         threads=setting.threads,
-        blocks=sum(len(race.rounds) for race in races),
-        rejected_blocks=sum(race.rounds.rejected for race in races),
-        contended_blocks=sum(race.rounds.contended for race in races),
+        blocks=sum(len(rounds) for rounds in kept),
+        rejected_blocks=sum(rounds.rejected for rounds in kept),
+        contended_blocks=sum(rounds.contended for rounds in kept),
         queries=len(times),
         block_ratios=tuple(round(float(r), 5) for r in np.concatenate(ratios)),
-        warnings=tuple(_warnings(races, ratios, ratio, timing)),
+        warnings=tuple(_warnings(races, kept, ratios, ratio, timing)),
         processes=len(races),
         load_s=float(np.median([race.load_s[candidate] for race in races])),
         peak_memory_bytes=peak,
@@ -134,10 +136,10 @@ def _decoder_figures(steps: Sequence[tuple[float, list[float]]]) -> dict[str, An
 
 
 def _warnings(
-    races: Sequence[Race], ratios: Sequence[np.ndarray[Any, Any]], ratio: Interval, timing: Timing
+    races: Sequence[Race], kept: Sequence[Kept], ratios: Sequence[np.ndarray[Any, Any]], ratio: Interval, timing: Timing
 ) -> Iterator[str]:
-    unsteady = sum(race.rounds.unsteady for race in races)
-    crowded = sum(race.rounds.crowded for race in races)
+    unsteady = sum(rounds.unsteady for rounds in kept)
+    crowded = sum(rounds.crowded for rounds in kept)
     if unsteady:
         yield f"the machine was unsteady in {unsteady} kept rounds: there were too few steady ones"
     if crowded:

@@ -1,4 +1,4 @@
-"""The arithmetic of timing: blocks in turn, what is thrown away, intervals, when to stop. Pure; the caller runs blocks.
+"""The arithmetic of timing: blocks in turn, their faults, intervals, when to stop. Pure; the caller runs blocks.
 
 A *contestant* is something that can be run. A *round* runs every contestant's block once forwards and once
 backwards (ABC CBA), so that a slow drift of the machine hits all alike. The first contestant is the reference.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 
 from autocompress.hardware import Timing
 from autocompress.measure.blocks import Block
+from autocompress.measure.rounds import Fault, Rounds, Turn
 
 BOOTSTRAPS = 1000
 PATIENCE = 3
-#: Of rounds that are all faulty, the best quarter is kept.
-KEPT_SHARE = 0.25
 #: After so many rounds nothing better is waited for.
 HOPE = 12
 #: What a contestant takes when nobody disturbs it: this quantile of its blocks, least of all for few of them.
@@ -31,36 +30,6 @@ RESOLUTION = 0.02
 
 #: Below so many queries a 99th percentile is not told.
 P99_QUERIES = 1000
-
-
-@dataclass
-class Rounds:
-    """What was timed.
-
-    Attributes:
-        times: contestant to the seconds of each query that nobody disturbed, in the rounds that were kept.
-        blocks: contestant to its mean block figure of each kept round.
-        rejected: rounds thrown away.
-        contended: of these, the ones in which other programs took the processor; the others were unsteady.
-        crowded, unsteady: rounds kept although other programs took the processor, or although a block was slowed or
-            the reference drifted, for want of better ones.
-    """
-
-    times: dict[str, list[float]] = field(default_factory=dict)
-    blocks: dict[str, list[float]] = field(default_factory=dict)
-    rejected: int = 0
-    contended: int = 0
-    crowded: int = 0
-    unsteady: int = 0
-
-    def ratios(self, contestant: str, reference: str) -> NDArray[np.float64]:
-        """Contestant / reference of each kept round."""
-        ratios: NDArray[np.float64] = np.array(self.blocks[contestant]) / np.array(self.blocks[reference])
-        return ratios
-
-    def __len__(self) -> int:
-        """Number of kept rounds."""
-        return len(next(iter(self.blocks.values()), []))
 
 
 @dataclass(frozen=True)
@@ -139,21 +108,8 @@ def p99(times: Sequence[float]) -> Interval | None:
     return Interval(float(np.quantile(ordered, 0.99)), float(ordered[max(1, first) - 1]), float(ordered[last - 1]))
 
 
-@dataclass(frozen=True)
-class _Round:
-    """Both blocks of every contestant, and what is wrong with them."""
-
-    halves: Mapping[str, tuple[Block, Block]]
-    drift: float
-
-    @property
-    def contended(self) -> bool:
-        return any(block.contended for pair in self.halves.values() for block in pair)
-
-    def slowed(self, floors: Mapping[str, float]) -> float:
-        """By which share its slowest block takes longer than that contestant's floor."""
-        slowest = {name: max(block.seconds for block in pair) for name, pair in self.halves.items()}
-        return max(slowest[name] / max(floors[name], 1e-12) for name in slowest) - 1
+#: Contestant to its two blocks of each round.
+_Pairs = Mapping[str, list[tuple[Block, Block]]]
 
 
 def time_in_turn(
@@ -162,110 +118,87 @@ def time_in_turn(
     protocol: Timing,
     enough_queries: int = 0,
     decided: Callable[[Rounds], bool] | None = None,
+    *,
+    references: Sequence[str] = (),
 ) -> Rounds:
     """Run rounds until every ratio to the first name is known to `protocol.half_width`, or the rounds run out.
 
-    A round is thrown away when other programs took the processor in it, when its reference blocks, before and after,
-    differ by more than `protocol.drift`, or when one of its blocks takes more than `protocol.slowed` longer than that
-    contestant's undisturbed blocks do. The last is all that a guest sees of other guests on its machine: they slow
-    blocks in bursts of seconds, short layers more than long ones, so that a ratio of slowed blocks is another ratio.
+    A round does not count for a contestant when other programs took the processor in a block of its own or of a
+    reference, when the blocks of the first, before and after, differ by more than `protocol.drift`, or when one of
+    those blocks takes more than `protocol.slowed` longer than the same contestant's undisturbed ones do. The last is
+    all that a guest sees of other guests on its machine: they slow blocks in bursts of seconds, short layers more than
+    long ones, so that a ratio of slowed blocks is another ratio.
 
-    Where fewer than `protocol.min_blocks` rounds are left, the least slowed of the others stand in, a quarter of all
-    rounds, and are counted as such: a busy machine still gives an answer, and in no more than `PATIENCE` times the
-    time of `protocol.max_blocks` undisturbed rounds, unless the fewest take longer.
+    Where fewer than `protocol.min_blocks` rounds are left to one, the least slowed of the others stand in, a quarter
+    of all rounds, and are counted as such: a busy machine still gives an answer, and in no more than `PATIENCE` times
+    the time of `protocol.max_blocks` undisturbed rounds, unless the fewest take longer.
 
     Args:
-        names: contestants, the reference first.
+        names: contestants, a reference first.
         run_block: runs a block of queries of one contestant.
         protocol: numbers of blocks, half-width, what is called drifting and slowed.
         enough_queries: while an interval is too wide, go on past `protocol.max_blocks` rounds, up to `PATIENCE` times
             as many, until each contestant has so many.
-        decided: another reason to stop, asked once `protocol.min_blocks` rounds without fault are there.
+        decided: another reason to stop, asked once each contestant has `protocol.min_blocks` rounds without fault.
+        references: beside the first, contestants that the others are compared with.
     """
-    done: list[_Round] = []
-    kept = Rounds()
+    done: _Pairs = {name: [] for name in names}
+    rounds = Rounds()
     for number in range(1, PATIENCE * protocol.max_blocks + 1):
-        if number > protocol.max_blocks and _is_enough(kept, enough_queries):
+        if number > protocol.max_blocks and _is_enough(rounds, enough_queries):
             break
         if number > protocol.min_blocks and _overtime(done) > PATIENCE * protocol.max_blocks:
             break
-        done.append(_run_round(names, run_block))
-        faulty = _faulty(done, protocol)
-        kept = _keep(done, faulty, protocol)
-        if faulty.count(False) < protocol.min_blocks or faulty[-1]:
+        _run_round(done, run_block)
+        turns = {name: _turns(pairs, protocol, first=name == names[0]) for name, pairs in done.items()}
+        rounds = Rounds(turns, (names[0], *references), protocol.min_blocks)
+        if any(rounds.kept(name).faultless < protocol.min_blocks for name in names):
             continue
-        if _settled(kept, names, protocol) or (decided is not None and decided(kept)):
+        if _settled(rounds, names, protocol) or (decided is not None and decided(rounds)):
             break
-    return kept
+    return rounds
 
 
-def _is_enough(kept: Rounds, enough_queries: int) -> bool:
-    """Whether to be content with what is kept of more than `protocol.max_blocks` rounds."""
-    stand_in = kept.crowded + kept.unsteady > 0
-    return _fewest(kept) >= enough_queries and (not stand_in or len(kept) + kept.rejected >= HOPE)
+def _is_enough(rounds: Rounds, enough_queries: int) -> bool:
+    """Whether to be content with more than `protocol.max_blocks` rounds."""
+    faultless = all(rounds.kept(name).faultless >= rounds.least for name in rounds.turns)
+    fewest = min(len(rounds.times(name)) for name in rounds.turns)
+    return fewest >= enough_queries and (faultless or len(rounds) >= HOPE)
 
 
-def _run_round(names: Sequence[str], run_block: Callable[[str], Block]) -> _Round:
-    first = {name: run_block(name) for name in names}
-    second = {name: run_block(name) for name in reversed(names)}
-    before, after = first[names[0]].seconds, second[names[0]].seconds
-    return _Round(
-        {name: (first[name], second[name]) for name in names}, abs(before - after) / max(min(before, after), 1e-12)
-    )
+def _run_round(done: _Pairs, run_block: Callable[[str], Block]) -> None:
+    first = {name: run_block(name) for name in done}
+    second = {name: run_block(name) for name in reversed(list(done))}
+    for name, pairs in done.items():
+        pairs.append((first[name], second[name]))
 
 
-def _overtime(done: Sequence[_Round]) -> float:
+def _overtime(done: _Pairs) -> float:
     """Seconds spent so far, in rounds whose every query would take as long as the fastest one on its input."""
     spent = fastest = 0.0
-    for name in done[0].halves:
-        blocks = [np.array(b.times).reshape(-1, b.inputs) for item in done for b in item.halves[name]]
+    for pairs in done.values():
+        blocks = [np.array(block.times).reshape(-1, block.inputs) for pair in pairs for block in pair]
         spent += sum(float(block.sum()) for block in blocks)
         least = np.min([block.min(axis=0) for block in blocks], axis=0)
         fastest += 2 * len(blocks[0]) * float(least.sum())
     return spent / max(fastest, 1e-12) - 1e-9
 
 
-def _floors(done: Sequence[_Round]) -> dict[str, float]:
-    """Contestant to the seconds of its undisturbed blocks."""
-    return {
-        name: float(np.quantile([block.seconds for item in done for block in item.halves[name]], FLOOR, method="lower"))
-        for name in done[0].halves
-    }
-
-
-def _faulty(done: Sequence[_Round], protocol: Timing) -> list[bool]:
-    floors = _floors(done)
-    return [
-        item.contended or item.drift > protocol.drift or item.slowed(floors) > protocol.slowed + 1e-9 for item in done
-    ]
-
-
-def _keep(done: Sequence[_Round], faulty: Sequence[bool], protocol: Timing) -> Rounds:
-    """The rounds without fault, or the best quarter of all where these are too few; in the order of running."""
-    kept = {number for number, fault in enumerate(faulty) if not fault}
-    if len(kept) < protocol.min_blocks:
-        floors = _floors(done)
-        others = sorted(set(range(len(done))) - kept, key=lambda n: (done[n].slowed(floors), done[n].drift))
-        enough = max(protocol.min_blocks, math.ceil(KEPT_SHARE * len(done)))
-        kept |= set(others[: enough - len(kept)])
-    left = [item for number, item in enumerate(done) if number not in kept]
-    stand_ins = [done[number] for number in kept if faulty[number]]
-    crowded = sum(item.contended for item in stand_ins)
-    rounds = Rounds(
-        rejected=len(left),
-        contended=sum(item.contended for item in left),
-        crowded=crowded,
-        unsteady=len(stand_ins) - crowded,
-    )
-    for name in done[0].halves:
-        pairs = [done[number].halves[name] for number in sorted(kept)]
-        rounds.times[name] = [seconds for pair in pairs for block in pair for seconds in block.kept_times]
-        rounds.blocks[name] = [(first.seconds + second.seconds) / 2 for first, second in pairs]
-    return rounds
-
-
-def _fewest(rounds: Rounds) -> int:
-    return min(len(times) for times in rounds.times.values())
+def _turns(pairs: Sequence[tuple[Block, Block]], protocol: Timing, *, first: bool) -> list[Turn]:
+    """A contestant's turns, judged by its own undisturbed blocks; of the `first` contestant, by its drift, too."""
+    floor = float(np.quantile([block.seconds for pair in pairs for block in pair], FLOOR, method="lower"))
+    turns = []
+    for pair in pairs:
+        fast, slow = sorted(block.seconds for block in pair)
+        slowed = slow / max(floor, 1e-12) - 1
+        drifts = first and (slow - fast) / max(fast, 1e-12) > protocol.drift
+        fault: Fault | None = None
+        if any(block.contended for block in pair):
+            fault = "contended"
+        elif drifts or slowed > protocol.slowed + 1e-9:
+            fault = "unsteady"
+        turns.append(Turn((fast + slow) / 2, pair[0].kept_times + pair[1].kept_times, slowed, fault))
+    return turns
 
 
 def _settled(rounds: Rounds, names: Sequence[str], protocol: Timing) -> bool:

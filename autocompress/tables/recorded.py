@@ -17,7 +17,7 @@ from autocompress.hardware import HardwareProfile, Timing
 from autocompress.layers import LayerTable
 from autocompress.measure.dense import DenseSetting
 from autocompress.measure.latency import Contestant, Setting
-from autocompress.measure.timing import Rounds
+from autocompress.measure.rounds import Rounds, Turn
 from autocompress.plan import Plan, plan_from_json
 from autocompress.records import Latency, Tier, write_json
 from autocompress.tables.table import LatencyTable
@@ -132,8 +132,8 @@ class RecordedBench:
 
     def race(self, contestants: Sequence[Contestant], timing: Timing, enough_queries: int = 0) -> Rounds:
         """One round of recorded seconds, in the form of a measured one; nothing is timed."""
-        found = {contestant.name: [self.load(contestant)] for contestant in contestants}
-        return Rounds(times=found, blocks={name: list(values) for name, values in found.items()})
+        found = {contestant.name: self.load(contestant) for contestant in contestants}
+        return Rounds({name: [Turn(seconds, (seconds,))] for name, seconds in found.items()})
 
     def table_ratio(self, path: Path, inputs: Path) -> float:
         """Refused: what is not in the table cannot be timed here.

@@ -12,6 +12,7 @@ import numpy as np
 
 from autocompress.hardware import cores, load_profile
 from autocompress.measure.latency import PROCESSES, Bench, Contestant, Setting
+from autocompress.measure.rounds import Rounds, Turn
 from autocompress.measure.timing import bootstrap_nested
 from autocompress.runtimes import open_session
 from peers.lists import PEERS, Entry, entries
@@ -78,7 +79,7 @@ def label(maker: str, arm: str, runtime: str) -> str:
 
 
 def timed(shop: Shop, contestants: list[Contestant], dense: Path, processes: int) -> dict:
-    """All contestants in turn against the first, with every kept round's block medians.
+    """All contestants in turn against the first, with every round's block medians and faults.
 
     They race in fresh processes, one set after another, since an interval from one process does not see what differs
     between processes; the rounds are shared among them.
@@ -95,12 +96,32 @@ def timed(shop: Shop, contestants: list[Contestant], dense: Path, processes: int
     ratios = {c.name: bootstrap_nested([rounds.ratios(c.name, first) for rounds in races]) for c in contestants}
     return {
         "reference": first,
-        "latency_s": {c.name: float(np.median(np.concatenate([r.times[c.name] for r in races]))) for c in contestants},
+        "latency_s": {c.name: float(np.median(np.concatenate([r.times(c.name) for r in races]))) for c in contestants},
         "ratio": {name: [found.value, found.low, found.high] for name, found in ratios.items()},
-        "blocks": {c.name: [[float(f"{b:.5g}") for b in r.blocks[c.name]] for r in races] for c in contestants},
-        "rejected": sum(rounds.rejected for rounds in races),
-        "unsteady": sum(rounds.unsteady for rounds in races),
+        "rounds": [{name: [*map(written, turns)] for name, turns in rounds.turns.items()} for rounds in races],
+        "least": share.min_blocks,
+        "rejected": {c.name: sum(rounds.kept(c.name).rejected for rounds in races) for c in contestants},
+        "unsteady": {c.name: sum(rounds.kept(c.name).unsteady for rounds in races) for c in contestants},
     }
+
+
+def written(turn: Turn) -> list:
+    """A turn for a line of JSON, without its queries."""
+    return [float(f"{turn.seconds:.5g}"), round(turn.slowed, 4), turn.fault]
+
+
+def read(race: dict) -> list[Rounds]:
+    """The rounds of a race, one per process."""
+    if "blocks" in race:  # older: of rounds in which nobody had a fault, and of stand-ins
+        processes = [
+            dict(zip(race["blocks"], lists, strict=True)) for lists in zip(*race["blocks"].values(), strict=True)
+        ]
+        return [Rounds({name: [*map(Turn, seconds)] for name, seconds in blocks.items()}) for blocks in processes]
+    turns = [
+        {name: [Turn(s, (), slowed, fault) for s, slowed, fault in turns] for name, turns in rounds.items()}
+        for rounds in race["rounds"]
+    ]
+    return [Rounds(found, [race["reference"]], race["least"]) for found in turns]
 
 
 def is_there(entry: Entry, line: dict | None) -> bool:

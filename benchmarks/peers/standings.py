@@ -6,7 +6,7 @@ import common
 import numpy as np
 
 from autocompress.measure.timing import bootstrap_nested
-from peers.contest import graded, label
+from peers.contest import graded, label, read
 from peers.lists import BATCH, PROFILES
 
 #: Points of validation accuracy that the compared files may lose.
@@ -42,7 +42,7 @@ def rows_of(sheet: common.Sheet, model: str) -> list[dict]:
         if races and row["name"] in races[-1]["ratio"] and races[-1]["files"][row["name"]] == line["case"]["file"]:
             value, low, high = races[-1]["ratio"][row["name"]]
             row |= {"speedup": [1 / value, 1 / high, 1 / low], "latency_s": races[-1]["latency_s"][row["name"]]}
-            row["blocks"] = [np.array(blocks) for blocks in races[-1]["blocks"][row["name"]]]
+            row["race"] = races[-1]
         if races and row["float"]:
             seconds = [s for name, s in races[-1]["fp32"]["latency_s"].items() if name.startswith(row["name"] + ", ")]
             row |= {"latency_s": min(seconds)} if seconds else {}
@@ -61,7 +61,7 @@ def best(rows: list[dict]) -> dict | None:
 
 def duel(ours: dict, theirs: dict) -> dict:
     """Two rows against each other, by blocks of the same rounds and by the same test samples."""
-    ratio = bootstrap_nested([left / right for left, right in zip(theirs["blocks"], ours["blocks"], strict=True)])
+    ratio = bootstrap_nested([rounds.ratios(theirs["name"], ours["name"]) for rounds in read(ours["race"])])
     more, half = lost(theirs["line"], ours["line"])
     return {
         "model": ours["model"],

@@ -17,7 +17,9 @@ from autocompress.measure.latency import PROCESSES, Bench
 from autocompress.measure.lock import DeviceLock
 from autocompress.measure.process import Contestant, Setting, Worker
 from autocompress.measure.queries import write_queries
-from autocompress.measure.timing import PATIENCE, Rounds
+from autocompress.measure.rounds import Rounds, Turn
+from autocompress.measure.timing import PATIENCE
+from autocompress.records import Tier
 from autocompress.runtimes import installed_runtimes
 from tests.tiny import mlp, profile_of, task_of
 
@@ -104,6 +106,27 @@ def test_the_best_dense_setting_runs_in_a_process_of_its_own(folder: Path, clock
         assert set(bench._workers) == {ONE, best}
     assert (latency.ratio, latency.ratio_low, latency.ratio_high) == (0.5, 0.5, 0.5)
     assert latency.ratio_best_dense == latency.ratio_best_dense_low == latency.ratio_best_dense_high == 2.0
+
+
+@pytest.mark.parametrize("tier", ["search", "report"])
+def test_a_round_counts_where_dense_was_undisturbed_in_both_settings(
+    folder: Path, clock: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tier: Tier
+) -> None:
+    clock(**{"dense": 0.004, "best-dense": 0.001, "small": 0.002})
+    given: list[Rounds] = []
+    real = latency_module.time_in_turn
+
+    def in_turn(*args: Any, **more: Any) -> Rounds:
+        given.append(real(*args, **more))
+        return given[-1]
+
+    monkeypatch.setattr(latency_module, "time_in_turn", in_turn)
+    with Bench(profile_of(), folder / "inputs.npz", folder / "dense.onnx", Setting("onnxruntime", 2)) as bench:
+        bench.measure(folder / "small.onnx", tier)
+        bench.race([bench.dense], bench.profile.timing)
+    *races, alone = given
+    assert {tuple(rounds.references) for rounds in races} == {("dense", "best-dense")}
+    assert alone.references == ("dense",)
 
 
 @pytest.mark.parametrize(("seconds", "ratio"), [(0.008, 2.0), (0.001, 0.25)], ids=["slower", "faster"])
@@ -202,9 +225,9 @@ def test_known_rivals_may_end_a_search(bench: Bench, folder: Path, monkeypatch: 
     given: list[Any] = []
     real = latency_module.time_in_turn
 
-    def in_turn(*args: Any) -> Any:
+    def in_turn(*args: Any, **more: Any) -> Any:
         given.append(args[4])
-        return real(*args)
+        return real(*args, **more)
 
     monkeypatch.setattr(latency_module, "time_in_turn", in_turn)
     bench.measure(folder / "small.onnx")
@@ -212,7 +235,7 @@ def test_known_rivals_may_end_a_search(bench: Bench, folder: Path, monkeypatch: 
     bench.measure(folder / "small.onnx", rivals=(0.5,))
     name = f"candidate:{folder / 'small.onnx'}"
     for ratio, decided in ((0.4, True), (0.5, False)):
-        assert given[0](Rounds(blocks={"dense": [1.0] * 7, name: [ratio] * 7})) == decided
+        assert given[0](Rounds({"dense": [Turn(1.0)] * 7, name: [Turn(ratio)] * 7})) == decided
 
 
 def test_the_device_is_held_while_timing_and_only_then(
@@ -329,9 +352,9 @@ def test_a_contestants_times_are_those_of_its_own_blocks(
     clock(dense=0.004, small=0.001)
     names = [Contestant("dense", folder / "dense.onnx", ONE), Contestant("small", folder / "small.onnx", ONE)]
     rounds = bench.race(names, bench.profile.timing)
-    assert list(rounds.times) == ["dense", "small"]
-    assert len(rounds.blocks["dense"]) == len(rounds.blocks["small"]) == len(rounds)
-    assert (set(rounds.times["dense"]), set(rounds.times["small"])) == ({0.004}, {0.001})
+    assert list(rounds.turns) == ["dense", "small"]
+    assert len(rounds.turns["dense"]) == len(rounds.turns["small"]) == len(rounds)
+    assert (set(rounds.times("dense")), set(rounds.times("small"))) == ({0.004}, {0.001})
 
 
 def test_a_setting_reads_well() -> None:

@@ -238,4 +238,4 @@ def test_a_bench_races_only_in_its_own_setting(bench):
         bench.load(other)
     rounds = bench.race([bench.dense, replace(bench.dense, name="again")], bench.profile.timing)
     assert rounds.ratios("again", "dense") == [1.0]
-    assert rounds.times["dense"] == [bench.load(bench.dense)]
+    assert rounds.times("dense") == [bench.load(bench.dense)]

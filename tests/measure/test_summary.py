@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
 from autocompress.hardware import Timing
 from autocompress.measure.process import Setting
+from autocompress.measure.rounds import Fault, Rounds, Turn
 from autocompress.measure.summary import Names, Race, Stream, summarize
-from autocompress.measure.timing import Rounds, bootstrap_median, bootstrap_nested
+from autocompress.measure.timing import bootstrap_median, bootstrap_nested
 
 NAMES = Names("c", "dense", "best")
 ONE = Setting("onnxruntime", 1)
 
 
-def race(ratio: float, blocks: int = 7, **more: object) -> Race:
-    rounds = Rounds(
-        times={"c": [0.001 * ratio] * 4, "dense": [0.001] * 4, "best": [0.0005] * 4},
-        blocks={"c": [0.001 * ratio] * blocks, "dense": [0.001] * blocks, "best": [0.0005] * blocks},
-        rejected=3,
-        contended=2,
-    )
-    return Race(rounds=rounds, load_s={"c": ratio}, **more)  # type: ignore[arg-type]
+def race(
+    ratio: float,
+    blocks: int = 7,
+    faults: Sequence[Fault] = ("contended", "unsteady", "contended"),
+    least: int = 7,
+    **more: object,
+) -> Race:
+    """Rounds without fault, one query each, and after them rounds with a fault of the candidate."""
+    turns = {name: [Turn(s, (s,))] * (blocks + len(faults)) for name, s in (("dense", 0.001), ("best", 0.0005))}
+    turns["c"] = [Turn(0.001 * ratio, (0.001 * ratio,))] * blocks + [Turn(9.0, (9.0,), 9.0, fault) for fault in faults]
+    return Race(Rounds(turns, ("dense", "best"), least), load_s={"c": ratio}, **more)  # type: ignore[arg-type]
 
 
 def test_processes_are_pooled() -> None:
@@ -29,7 +35,7 @@ def test_processes_are_pooled() -> None:
     assert (latency.ratio, latency.ratio_low, latency.ratio_high) == pytest.approx((0.6, 0.5, 0.9))
     assert (latency.ratio_best_dense, latency.ratio_best_dense_high) == pytest.approx((1.2, 1.8))
     assert (latency.processes, latency.blocks, latency.rejected_blocks, latency.contended_blocks) == (3, 23, 9, 6)
-    assert (latency.queries, latency.latency_s, latency.load_s) == (12, pytest.approx(0.0006), 0.6)
+    assert (latency.queries, latency.latency_s, latency.load_s) == (23, pytest.approx(0.0006), 0.6)
     assert (latency.tier, latency.peak_memory_bytes) == ("report", 77)
     assert len(latency.block_ratios) == 23
 
@@ -38,7 +44,7 @@ def test_the_interval_is_that_of_the_nested_bootstrap() -> None:
     rng = np.random.default_rng(0)
     races = [race(1.0), race(1.0), race(1.0)]
     for item in races:
-        item.rounds.blocks["c"] = rng.normal(0.0008, 0.00001, 7).tolist()
+        item.rounds.turns["c"][:7] = [Turn(s, (s,)) for s in rng.normal(0.0008, 0.00001, 7)]  # type: ignore[index]
     wanted = bootstrap_nested([item.rounds.ratios("c", "dense") for item in races])
     found = summarize(races, NAMES, ONE, Timing(), tier="report")
     assert (found.ratio, found.ratio_low, found.ratio_high) == (wanted.value, wanted.low, wanted.high)
@@ -77,8 +83,8 @@ def test_a_decoders_tokens_are_told_apart() -> None:
 
 
 def test_doubts_are_warnings() -> None:
-    crowded = race(0.5, stream=Stream((0.1,) * 10, 1.0, waited=0.5))
-    crowded.rounds.crowded, crowded.rounds.unsteady = 4, 2
+    faults: list[Fault] = ["contended", "unsteady", "contended", "contended", "unsteady", "contended"]
+    crowded = race(0.5, 7, faults, 13, stream=Stream((0.1,) * 10, 1.0, waited=0.5))
     latency = summarize([crowded, race(0.9), race(0.91)], NAMES, ONE, Timing(), tier="report")
     assert [warning.split(":")[0] for warning in latency.warnings] == [
         "the machine was unsteady in 2 kept rounds",

@@ -15,7 +15,6 @@ from autocompress.hardware import Timing
 from autocompress.measure.blocks import Block
 from autocompress.measure.timing import (
     Interval,
-    Rounds,
     bootstrap_median,
     bootstrap_nested,
     order_decided,
@@ -89,13 +88,10 @@ def test_a_block_is_told_by_its_median_and_a_round_by_the_mean_of_two():
     rounds = time_in_turn(
         "ab", lambda _: Block(next(blocks)), LOOSE.model_copy(update={"min_blocks": 1, "max_blocks": 1})
     )
-    assert rounds.blocks == {"a": [pytest.approx(1.01)], "b": [3.0]}
+    assert {name: turn.seconds for name, (turn,) in rounds.turns.items()} == {"a": pytest.approx(1.01), "b": 3.0}
     assert rounds.ratios("b", "a") == pytest.approx([3.0 / 1.01])
-    assert rounds.times == {"a": [1.0, 1.0, 9.0, 1.02, 1.02, 5.0], "b": [2.0, 2.0, 0.1, 4.0, 4.0, 4.0]}
-
-
-def test_no_rounds_have_no_length():
-    assert len(Rounds()) == 0
+    assert rounds.times("a") == [1.0, 1.0, 9.0, 1.02, 1.02, 5.0]
+    assert rounds.times("b") == [2.0, 2.0, 0.1, 4.0, 4.0, 4.0]
 
 
 def test_a_steady_drift_of_the_machine_hits_all_alike():
@@ -117,9 +113,10 @@ def jumping(*rounds: int) -> Machine:
 def test_a_drifting_round_is_thrown_away_and_counted():
     machine = jumping(2)
     rounds = time_in_turn("ab", machine, STEADY)
-    assert (rounds.rejected, rounds.unsteady, len(rounds)) == (1, 0, 7)
-    assert len(machine.calls) == 4 * 8
-    assert set(rounds.times["a"]) == {1.0}
+    kept = rounds.kept("b")
+    assert (kept.rejected, kept.unsteady, len(kept)) == (1, 0, 7)
+    assert len(machine.calls) == 4 * len(rounds) == 4 * 8
+    assert set(rounds.times("a")) == {1.0}
 
 
 @pytest.mark.parametrize(
@@ -129,28 +126,27 @@ def test_a_drifting_round_is_thrown_away_and_counted():
 )
 def test_drift_is_judged_in_both_directions(after, rejected):
     machine = Machine(lambda _, call: after if call % 4 == 3 else 1.0)
-    assert time_in_turn("ab", machine, STEADY).rejected == rejected
+    assert time_in_turn("ab", machine, STEADY).kept("b").rejected == rejected
 
 
 def test_where_all_rounds_drift_the_few_that_drift_least_are_kept():
     # The k-th round drifts by 5 + k %.
     noisy = Machine(lambda name, call: 1.05 + 0.01 * (call // 4) if call % 4 == 3 else 1.0)
-    rounds = time_in_turn("ab", noisy, STEADY)
-    assert (rounds.rejected, rounds.unsteady, len(rounds)) == (17, 7, 7)
+    kept = time_in_turn("ab", noisy, STEADY).kept("b")
+    assert (kept.rejected, kept.unsteady, kept.numbers) == (17, 7, tuple(range(7)))
     assert len(noisy.calls) == 4 * STEADY.max_blocks
-    assert rounds.blocks["a"] == pytest.approx([1 + (0.05 + 0.01 * k) / 2 for k in range(7)])
 
 
 @given(st.sets(st.integers(0, 23)))
 def test_every_round_is_accounted_for_and_faulty_ones_stand_in_only_for_want_of_others(where):
     machine = jumping(*where)
-    rounds = time_in_turn("ab", machine, STEADY)
+    kept = time_in_turn("ab", machine, STEADY).kept("b")
     done = len(machine.calls) // 4
-    assert rounds.rejected + len(rounds) == done
-    assert len(rounds) >= STEADY.min_blocks
-    assert rounds.rejected + rounds.unsteady == len({r for r in where if r < done})
-    assert rounds.unsteady == 0 or done == STEADY.max_blocks
-    assert (rounds.contended, rounds.crowded) == (0, 0)
+    assert kept.rejected + len(kept) == done
+    assert len(kept) >= STEADY.min_blocks
+    assert kept.rejected + kept.unsteady == len({r for r in where if r < done})
+    assert kept.unsteady == 0 or done == STEADY.max_blocks
+    assert (kept.contended, kept.crowded) == (0, 0)
 
 
 # contention
@@ -170,30 +166,31 @@ def crowded(*rounds: int, waited: float = 0.5) -> Machine:
 
 def test_a_contended_round_is_thrown_away_and_counted_apart():
     rounds = time_in_turn("ab", crowded(0, 3), STEADY)
-    assert (rounds.rejected, rounds.contended, rounds.unsteady, rounds.crowded, len(rounds)) == (2, 2, 0, 0, 7)
-    assert set(rounds.times["b"]) == {1.0}
+    kept = rounds.kept("b")
+    assert (kept.rejected, kept.contended, kept.unsteady, kept.crowded, len(kept)) == (2, 2, 0, 0, 7)
+    assert set(rounds.times("b")) == {1.0}
 
 
 def test_a_round_may_be_contended_in_a_contestant_that_is_no_reference():
-    assert time_in_turn("ab", crowded(1), STEADY).contended == 1
+    assert time_in_turn("ab", crowded(1), STEADY).kept("b").contended == 1
 
 
 def test_where_no_round_is_free_a_few_are_kept():
-    rounds = time_in_turn("ab", crowded(*range(48)), STEADY)
-    assert (rounds.rejected, rounds.contended, rounds.crowded, len(rounds)) == (17, 17, 7, 7)
+    kept = time_in_turn("ab", crowded(*range(48)), STEADY).kept("b")
+    assert (kept.rejected, kept.contended, kept.crowded, len(kept)) == (17, 17, 7, 7)
 
 
 def test_a_few_free_rounds_are_kept_and_filled_up():
-    rounds = time_in_turn("ab", crowded(*range(3, 48)), STEADY)
-    assert (len(rounds), rounds.crowded) == (7, 4)
-    assert rounds.blocks["b"][:3] == [1.0, 1.0, 1.0]
+    kept = time_in_turn("ab", crowded(*range(3, 48)), STEADY).kept("b")
+    assert (len(kept), kept.crowded) == (7, 4)
+    assert kept.numbers[:3] == (0, 1, 2)
 
 
 def test_enough_free_rounds_need_no_stand_ins():
     wild = crowded(*range(0, 24, 2))
     wild.seconds = lambda name, call: 1.0 + 0.5 * (name == "b") * (call // 4 % 3)
-    rounds = time_in_turn("ab", wild, LOOSE)
-    assert (len(rounds), rounds.rejected, rounds.crowded) == (12, 12, 0)
+    kept = time_in_turn("ab", wild, LOOSE).kept("b")
+    assert (len(kept), kept.rejected, kept.crowded) == (12, 12, 0)
 
 
 def test_a_starved_process_stops_in_time():
@@ -218,34 +215,102 @@ def slowed(*rounds: int, dense: float = 1.3, other: float = 1.6) -> Machine:
 
 def test_a_slowed_round_is_thrown_away_though_nothing_drifts_within_it():
     rounds = time_in_turn("ab", slowed(0, 1, 2, 3, 4, 8, 9), STEADY)
-    assert (rounds.rejected, rounds.contended, rounds.unsteady) == (7, 0, 0)
+    kept = rounds.kept("b")
+    assert (kept.rejected, kept.contended, kept.unsteady) == (7, 0, 0)
     assert bootstrap_median(rounds.ratios("b", "a")).value == pytest.approx(0.5, rel=0.01)
 
 
 def test_a_round_is_slowed_by_any_of_its_contestants():
-    rounds = time_in_turn("ab", slowed(1, 5, dense=1.0, other=1.2), STEADY)
-    assert rounds.rejected == 2
+    assert time_in_turn("ab", slowed(1, 5, dense=1.0, other=1.2), STEADY).kept("b").rejected == 2
 
 
 @pytest.mark.parametrize(("slower", "rejected"), [(1.049, 0), (1.051, 2)], ids=["in", "out"])
 def test_slowed_is_more_than_the_profile_allows(slower, rejected):
     machine = Machine(lambda name, call: slower if call // 4 in (2, 3) else 1.0)
-    assert time_in_turn("ab", machine, STEADY.model_copy(update={"half_width": 1e-9})).rejected == rejected
+    rounds = time_in_turn("ab", machine, STEADY.model_copy(update={"half_width": 1e-9}))
+    assert rounds.kept("b").rejected == rejected
 
 
 def test_the_slow_rounds_may_come_first_and_be_many():
     """What is slow shows only once it ends: the rounds kept so far are judged anew."""
     rounds = time_in_turn("ab", slowed(*range(16)), LOOSE.model_copy(update={"slowed": 0.05, "half_width": 1e-9}))
-    assert len(rounds) == 8
+    assert len(rounds.kept("b")) == 8
     assert bootstrap_median(rounds.ratios("b", "a")).value == pytest.approx(0.5, rel=0.01)
 
 
 def test_of_slowed_rounds_the_least_slowed_stand_in():
     # Every eighth round is undisturbed: too few; the k-th of the others takes 6 + k % longer.
     machine = Machine(lambda _, call: 1.0 if call // 4 % 8 == 0 else 1.06 + call // 4 / 100, noise=1e-5)
-    rounds = time_in_turn("ab", machine, STEADY)
-    assert (len(rounds), rounds.unsteady, rounds.rejected) == (7, 4, 17)
-    assert rounds.blocks["a"] == pytest.approx([1.0, 1.07, 1.08, 1.09, 1.1, 1.0, 1.0], abs=1e-3)
+    kept = time_in_turn("ab", machine, STEADY).kept("b")
+    assert (len(kept), kept.unsteady, kept.rejected) == (7, 4, 17)
+    assert kept.numbers == (0, 1, 2, 3, 4, 8, 16)
+
+
+# faults of one contestant among many
+
+
+def slowed_alone(names: str, victims: Callable[[int], str]) -> Machine:
+    """Contestants of 1 s, 2 s and so on; those that `victims` names take 1.5 times as long in that round."""
+
+    def seconds(name: str, call: int) -> float:
+        return (1.0 + names.index(name)) * (1.5 if name in victims(call // (2 * len(names))) else 1.0)
+
+    return Machine(seconds, noise=0.002)
+
+
+def test_each_contestant_loses_only_the_rounds_in_which_it_is_slowed_itself():
+    # In every round one of six is slowed, another each time: no round is without fault.
+    machine = slowed_alone("abcdefg", lambda k: "bcdefg"[k % 6])
+    rounds = time_in_turn("abcdefg", machine, STEADY)
+    assert len(rounds) == 9  # b, c and d lose two of these: the fewest that leave seven to each
+    for k, name in enumerate("bcdefg"):
+        kept = rounds.kept(name)
+        assert kept.numbers == tuple(n for n in range(9) if n % 6 != k)
+        assert (kept.rejected, kept.unsteady, kept.contended, kept.crowded) == (9 - len(kept), 0, 0, 0)
+        assert rounds.ratios(name, "a") == pytest.approx(np.full(len(kept), 2.0 + k), rel=0.01)
+
+
+def test_one_that_is_always_slowed_takes_stand_ins_and_the_others_none():
+    machine = slowed_alone("abc", lambda k: "c" if k % 6 else "")
+    rounds = time_in_turn("abc", machine, STEADY)
+    assert len(rounds) == STEADY.max_blocks
+    assert (len(rounds.kept("b")), rounds.kept("b").unsteady) == (STEADY.max_blocks, 0)
+    assert (len(rounds.kept("c")), rounds.kept("c").unsteady, rounds.kept("c").rejected) == (7, 3, 17)
+    assert rounds.ratios("b", "a") == pytest.approx(np.full(STEADY.max_blocks, 2.0), rel=0.01)
+
+
+def test_a_fault_of_the_reference_costs_all_that_round():
+    rounds = time_in_turn("abc", slowed_alone("abc", lambda k: "a" * (k == 1) + "b" * (k == 3)), STEADY)
+    assert [rounds.kept(name).rejected for name in "abc"] == [1, 2, 1]
+    assert 1 not in rounds.kept("c").numbers
+
+
+def test_so_does_a_fault_of_any_reference():
+    machine = slowed_alone("abc", lambda k: "b" * (k in (0, 2)) + "c" * (k in (2, 4)))
+    rounds = time_in_turn("abc", machine, STEADY, references=["c"])
+    assert len(rounds) == 10
+    assert rounds.kept("b").numbers == (1, 3, 5, 6, 7, 8, 9)
+    assert rounds.kept("c").numbers == (0, 1, 3, 5, 6, 7, 8, 9)
+    assert rounds.ratios("b", "c") == pytest.approx(np.full(7, 2 / 3), rel=0.01)
+
+
+def test_only_the_first_contestant_drifts():
+    # The second block of b takes 4 % longer than the first: no drift of the machine, and not slowed by 5 %.
+    machine = Machine(lambda name, call: 1.04 if name == "b" and call % 4 == 2 else 1.0)
+    assert time_in_turn("ab", machine, STEADY).kept("b").rejected == 0
+
+
+def test_a_dozen_contestants_that_are_often_slowed_need_few_rounds():
+    """Each block is slowed with probability 1/10: 8 % of the rounds of 13 are without fault, 66 % of those of two."""
+    rng = np.random.default_rng(4)
+    names = "abcdefghijklm"
+    machine = Machine(lambda name, _: (1.0 + names.index(name)) * (1.4 if rng.random() < 0.1 else 1.0), noise=0.003)
+    rounds = time_in_turn(names, machine, STEADY)
+    assert len(rounds) < STEADY.max_blocks
+    for k, name in enumerate(names):
+        kept = rounds.kept(name)
+        assert kept.faultless == len(kept) >= STEADY.min_blocks
+        assert rounds.ratios(name, "a") == pytest.approx(np.full(len(kept), 1.0 + k), rel=0.02)
 
 
 # when to stop
