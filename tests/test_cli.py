@@ -132,7 +132,10 @@ BAD_CALLS = {
     "speedup": (["search", *FLAGS[:2], "--min-speedup", "0.5x"], "--min-speedup must be a factor of 1 or more"),
     "profile": (["search", *FLAGS[:2], "--hardware", "cpuu"], "hardware_profiles has no 'cpuu'; did you mean 'cpu'"),
     "space": (["search", *FLAGS[:2], "--space", "transformr"], "did you mean 'transformer'"),
-    "sampler": (["search", *FLAGS[:2], "--sampler", "nsga3"], "--sampler 'nsga3' is unknown; did you mean 'nsga2'"),
+    "sampler": (
+        ["search", *FLAGS[:2], "--sampler", "nsga4"],
+        "--sampler 'nsga4' is unknown; did you mean 'nsga3' or 'nsga2'",
+    ),
     "seed": (["search", *FLAGS[:2], "--seed", "-1"], "--seed must be 0 or more"),
     "workers": (["search", *FLAGS[:2], "--workers", "0"], "--workers must be 1 to "),
     "ray": (
