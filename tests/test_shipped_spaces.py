@@ -135,7 +135,7 @@ PROMISES = {
         {"keep", "remove", "precision", "bits", "rank", "sparsity", "learn"},
         {"heads", "neurons", "hidden", "attention", "feed_forward", "block", "factorize", "quantize", "bits", "mask",
          "Gradual", "Cofi", "distill"},
-        {"heads", "neurons", "quantize"},
+        {"quantize"},
     ),
     ("decoder", "gpt2"): Promise(
         {"keep", "remove", "precision"},

@@ -154,8 +154,9 @@ def _smallest(shop: Workshop, space: SearchSpace, precisions: tuple[PrecisionFac
     """
     kept = [fact for fact in precisions if fact.kept and fact.ratio is not None]
     fastest: list[Precision] = [min(kept, key=lambda fact: fact.ratio or 1.0).precision] if kept else []
+    gone = tuple(group.name for group in space.table.groups if group.removable)
     plans = dict.fromkeys(
-        space.decode(space.uniform(0.0, precision, rank, removed=space.table.blocks), learn=False)
+        space.decode(space.uniform(0.0, precision, rank, removed=gone), learn=False)
         for precision in ("fp32", *fastest)
         for rank in (0.0, 1.0)
     )
