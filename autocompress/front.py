@@ -141,8 +141,8 @@ class Front:
     def choose(self, budgets: Budgets) -> Trial:
         """The trial that answers a request, by validation.
 
-        With a drop but no latency or speed-up asked, the fastest; otherwise the best quality. Where no finalist keeps
-        what is asked, any other measured trial may.
+        With a drop but no latency or speed-up asked, or with nothing, the fastest; otherwise the best quality. Where no
+        finalist keeps what is asked, any other measured trial may.
 
         Raises:
             NothingFitsError: with the nearest miss and what it lacks.
@@ -154,7 +154,7 @@ class Front:
         for trials in (self.judged, self.measured):
             fitting = [t for t in trials if fits(t, budgets, dense, self.maximize, self.part)]
             if fitting:
-                by_speed = slow and budgets.max_drop is not None
+                by_speed = slow and (budgets.max_drop is not None or not budgets)
                 return min(fitting, key=_ratio) if by_speed else max(fitting, key=self._goodness)
         nearest = self.nearest_miss(budgets)
         lacks = "; ".join(budgets.lacks(nearest, dense, self.maximize, self.part))

@@ -87,6 +87,7 @@ def test_drop_needs_dense_and_a_quality(front, trials):
         pytest.param(Budgets(max_drop=Drop(0.25, True)), 4, id="only_relative_drop_asked_fastest"),
         pytest.param(Budgets(None, 1.5, Drop(0.05, False)), 1, id="both_asked_best_quality"),
         pytest.param(Budgets(), 4, id="nothing_asked_fastest"),
+        pytest.param(Budgets(max_size_bytes=1003), 0, id="only_size_asked_best_quality"),
     ],
 )
 def test_choose(front, budgets, number):
