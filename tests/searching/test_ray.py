@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pickle
@@ -21,6 +22,7 @@ from autocompress.front import Front
 from autocompress.records import Trial
 from autocompress.searching.ray_runner import check_ray, shared_out
 from autocompress.searching.status import Silent
+from tests.test_launch import example_task
 from tests.tiny import _one_thread, mlp, task_of  # noqa: F401
 
 pytest.importorskip("ray", reason="Ray is not installed")
@@ -59,7 +61,7 @@ def cluster() -> Iterator[Any]:
 def space(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Bits and zeros per layer, with a short recovery."""
     path = tmp_path_factory.mktemp("space") / "short.yaml"
-    rule = "{match: '*', precision: [fp32, int8-dynamic, int8]}"
+    rule = "{match: '*', precision: [fp32, int8-dynamic, int8], rank: [1.0, 0.25]}"
     path.write_text(f"strategy: joint\nlayers: [{rule}]\ndistill: {{steps: [0, 3]}}\n")
     return path
 
@@ -80,7 +82,7 @@ class TakesANode(Silent):
 def test_a_search_outlives_a_node(cluster: Any, space: Path, tmp_path: Path) -> None:
     watcher = TakesANode(cluster)
     run = autocompress.search(
-        task_of(mlp()), out=tmp_path / "run", space=space, hardware=HARDWARE, budget="20m", max_trials=TRIALS,
+        example_task(), out=tmp_path / "run", space=space, hardware=HARDWARE, budget="20m", max_trials=TRIALS,
         sampler="random", workers=2, ray=cluster.address, watcher=watcher,
     )  # fmt: skip
     assert watcher.at is not None
@@ -109,7 +111,8 @@ def test_tune_searches_with_constraints_and_failures(cluster: Any, tmp_path: Pat
 
     folder = tmp_path / "run"
     space = tmp_path / "space.yaml"
-    space.write_text("layers: [{match: '*', precision: [fp32, int8-dynamic, int8]}]\ndistill: {steps: [0, 3]}\n")
+    rule = "{match: '*', precision: [fp32, int8-dynamic, int8], rank: [1.0, 0.25]}"
+    space.write_text(f"layers: [{rule}]\ndistill: {{steps: [0, 3]}}\n")
     code = next(block for block in README.split("```python\n") if "autocompress.ray_tune" in block).split("```")[0]
     for shown, run_here in {
         'out="runs/tuned", max_drop="1pt"': "**options",
@@ -120,8 +123,8 @@ def test_tune_searches_with_constraints_and_failures(cluster: Any, tmp_path: Pat
         code = code.replace(shown, run_here)
     names: dict[str, Any] = {
         "autocompress": autocompress,
-        "task": task_of(mlp(), loss=loss),
-        "options": {"out": folder, "space": space, "hardware": HARDWARE, "max_size": 5000, "sampler": "random",
+        "task": dataclasses.replace(example_task(), loss=loss),
+        "options": {"out": folder, "space": space, "hardware": HARDWARE, "max_size": 500_000, "sampler": "random",
                     "ray": cluster.address},
         "quiet": tune.RunConfig(storage_path=str(tmp_path / "tune"), name="tiny", verbose=0),
     }  # fmt: skip
