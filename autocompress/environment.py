@@ -16,6 +16,11 @@ from autocompress.hardware import cores
 
 VERSIONS = ("autocompress", "torch", "onnx", "onnxruntime", "openvino", "optuna", "transformers", "numpy", "scipy")
 
+#: Instructions that kernels of bytes and of half precision hang on, of those that processors have.
+INSTRUCTIONS = frozenset(
+    ["avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16", "avx512_bf16", "asimddp", "i8mm", "sve"]
+)
+
 
 def environment() -> dict[str, Any]:
     """What a figure depends on beside the run: machine, versions, revision."""
@@ -25,7 +30,8 @@ def environment() -> dict[str, Any]:
             versions[name] = metadata.version(name)
     return {
         "machine": {
-            "cpu": _cpu_name(),
+            "cpu": _cpu_fact("model name") or platform.processor() or platform.machine(),
+            "instructions": sorted(INSTRUCTIONS & {*(_cpu_fact("flags") or _cpu_fact("Features")).split()}),
             "physical_cores": cores(),
             "memory_bytes": psutil.virtual_memory().total,
             "system": platform.platform(),
@@ -36,12 +42,13 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _cpu_name() -> str:
+def _cpu_fact(name: str) -> str:
+    """What the system says of the first processor; "" where it says nothing."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
+            if line.startswith(name):
                 return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    return ""
 
 
 def _revision() -> str:

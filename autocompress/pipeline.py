@@ -27,6 +27,7 @@ from autocompress.errors import ModelError, StorageError
 from autocompress.export.export import export_model, to_arrays
 from autocompress.export.folder import INTEGERS, save_integers
 from autocompress.export.fresh import SAME, check_deviation
+from autocompress.export.products import exact
 from autocompress.learn import learn
 from autocompress.learn.gates import plan_widths
 from autocompress.learn.latency import LatencyFit, calibration_plans, fit_latency
@@ -172,7 +173,7 @@ class Built:
     """A compressed model and its file.
 
     Attributes:
-        plan: with what was learned in place of its recipe.
+        plan: as it was done: with what was learned in place of its recipe, and in as many bits as are exact here.
         model: the torch model in float, before rounding.
         codes: integers by module name.
         artifact: the exported, verified file.
@@ -200,6 +201,7 @@ def build_into(
     if plan.learn:
         with clock.stage("learn"):
             plan = learned(plan, shop)
+    plan = exact(plan, shop.profile.runtime, shop.profile.host_device)
     with clock.stage("compress"):
         model = shaped(plan, shop)
     if plan.distill:

@@ -34,6 +34,7 @@ from autocompress.compressing.quantize import quantize, simulate
 from autocompress.export.decoder import decoder_agreement, decoder_graph
 from autocompress.export.export import codes_for
 from autocompress.export.integers import insert_codes
+from autocompress.export.products import exact
 from autocompress.measure.decoding import TOKENS, Prefill, decode_query, decoded
 from autocompress.measure.timing import bootstrap_median
 from autocompress.plan import LayerPlan, Plan, Quantize, legal_precisions
@@ -80,7 +81,7 @@ def plan_of(task: Task, precision: str) -> Plan:
 
 def made(task: Task, precision: str, runtime: str, path: Path) -> dict:
     """Write the file; its size and how it agrees with torch."""
-    plan = plan_of(task, precision)
+    plan = exact(plan_of(task, precision), runtime)
     found = quantize(linearized(task.source), plan, table_of(task), task.calibration())
     codes = codes_for(found.codes, runtime)
     onnx.save(insert_codes(decoder_graph(found.model, task), codes), path)

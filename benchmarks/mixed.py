@@ -34,7 +34,7 @@ from autocompress.space import build_space
 from autocompress.workshop import artifact_folder, open_workshop
 
 ROOT = common.ROOT / "runs" / "bench-mixed"
-HARDWARE = "cpu"
+HARDWARE = "cpu-1-thread"
 
 #: Where the latency budgets lie on the way from the fastest uniform plan (0) to dense (1), in the logarithm.
 PLACES = (0.0, 0.25, 0.5, 0.75)

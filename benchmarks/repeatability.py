@@ -31,6 +31,7 @@ from torch import nn
 from autocompress.compressing.quantize import quantize
 from autocompress.export import export_model
 from autocompress.export.export import to_arrays
+from autocompress.export.products import exact
 from autocompress.hardware import HardwareProfile, load_profile
 from autocompress.layers import LayerTable
 from autocompress.measure.cores import STAT, idle_ticks
@@ -130,7 +131,7 @@ class Files:
         return self.folder / f"{what}.onnx"
 
     def _export(self, what: str, model: nn.Module, plan: Plan) -> Path:
-        made = quantize(model, plan, self.table, self.task.calibration())
+        made = quantize(model, exact(plan, self.runtime), self.table, self.task.calibration())
         export_model(made.model, made.codes, self.task, self.path(what), self.folder, plan.fingerprint, self.runtime)
         return self.path(what)
 

@@ -14,6 +14,7 @@ from autocompress.budgets import Budgets
 from autocompress.compressing.shape import shape
 from autocompress.distill import divergence, recover
 from autocompress.errors import AutocompressError, BudgetError, ModelError
+from autocompress.export.products import BYTES, exact_bits
 from autocompress.measure.dense import DenseSetting, find_best_dense
 from autocompress.measure.latency import Setting
 from autocompress.pipeline import build
@@ -190,6 +191,9 @@ def probe_precisions(shop: Workshop, space: SearchSpace, say: Callable[[str], No
     }
     facts: list[PrecisionFact] = []
     heavier, heavier_ratio = "fp32", 1.0
+    bits = exact_bits(shop.profile.runtime, shop.profile.host_device)
+    if bits < 8 and offered & {*BYTES}:
+        say(f"weights in 8-bit kernels hold {bits} bits here: this processor cuts off products of 8 by 8 bits")
     for precision in (p for p in PRECISIONS if p in offered):
         plan = _only_linear(space, precision)
         try:
