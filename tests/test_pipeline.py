@@ -20,6 +20,7 @@ from autocompress.compressing.shape import restore
 from autocompress.distill import TeacherCache
 from autocompress.errors import ExportError, ModelError, StorageError
 from autocompress.export import export_model
+from autocompress.export.products import exact
 from autocompress.measure.latency import Bench
 from autocompress.pipeline import (
     build,
@@ -148,7 +149,7 @@ def test_the_artifact_is_graded_and_not_the_float_model(shop: Workshop, done: Tr
     folder = shop.artifact_folder(EVERYTHING)
     weights = safetensors.torch.load_file(folder / "weights.safetensors")
     model = restore(shop.task.model, EVERYTHING, shop.table, weights)
-    made = quantize(model, EVERYTHING, shop.table, shop.task.calibration())
+    made = quantize(model, exact(EVERYTHING, shop.profile.runtime), shop.table, shop.task.calibration())
     split = shop.task.test
     expected = run(simulate(made.model, made.codes), split.batch(range(10))[0]).numpy()
     logits = Metric("mean", True, lambda outputs, _targets: float(np.abs(outputs - expected).max()))

@@ -20,6 +20,7 @@ from autocompress.export import export_model
 from autocompress.export.export import codes_for
 from autocompress.export.folder import save_integers
 from autocompress.export.fresh import Graded
+from autocompress.export.products import exact
 from autocompress.pipeline import save_weights
 from autocompress.plan import Plan
 from autocompress.records import Artifact, write_json
@@ -71,7 +72,7 @@ class Exported:
 def export(tmp_path: Path) -> Callable[..., Exported]:
     def make(task: Task, plan: Plan | None = None, runtime: str = "onnxruntime") -> Exported:
         plan = plan or Plan()
-        made = quantize(task.model, plan, table_of(task), task.calibration())
+        made = quantize(task.model, exact(plan, runtime), table_of(task), task.calibration())
         path = tmp_path / "artifacts" / "model.onnx"
         artifact = export_model(made.model, made.codes, task, path, tmp_path, plan.fingerprint, runtime)
         return Exported(task, made.model, codes_for(made.codes, runtime), path, artifact)
@@ -83,13 +84,14 @@ def keep_candidate(task: Task, plan: Plan, run: Path, runtime: str = "onnxruntim
     """A run folder with one candidate, as a search leaves it."""
     table = table_of(task)
     small = shape(task.source, plan, table, Chooser(task))
-    made = quantize(small, plan, table, task.calibration())
+    done = exact(plan, runtime)
+    made = quantize(small, done, table, task.calibration())
     folder = run / "artifacts" / plan.fingerprint
     path = folder / "model.onnx"
     artifact = export_model(made.model, made.codes, task, path, run, plan.fingerprint, runtime)
     save_weights(small, folder / "weights.safetensors")
     save_integers(small, made, folder / "integers.safetensors")
-    write_json(folder / "plan.json", plan.to_json())
+    write_json(folder / "plan.json", done.to_json())
     write_json(run / "layers.json", table.to_json())
     query = {name: value.numpy() for name, value in task.test.batch(range(2))[0].items()}
     np.savez(run / "inputs.npz", **query)  # type: ignore[arg-type]

@@ -23,6 +23,7 @@ from autocompress.errors import ExportError
 from autocompress.export.decoder import Agreement, Decoder, _compared, decoder_agreement, decoder_graph, decoder_of
 from autocompress.export.export import TOLERANCE, codes_for, float_graph
 from autocompress.export.integers import insert_codes
+from autocompress.export.products import exact
 from autocompress.measure.decoding import KEPT, TOKENS, Ports, Prefill, Stream, generate, past_names
 from autocompress.plan import Plan, Prune, legal_precisions
 from autocompress.runtimes import Session, installed_runtimes, open_session
@@ -209,7 +210,7 @@ def rounded(family: str, precision: str) -> tuple[nn.Module, dict[str, Codes]]:
     names = [name for name, precisions in legal.items() if precision in precisions]
     if precision == "int4-weights":  # rows of an embedding come in whole groups of 32
         names = [name for name in names if "embed" not in name]
-    made = quantize(task.model, quantized(precision, *names), table_of(task), task.calibration())
+    made = quantize(task.model, exact(quantized(precision, *names), "onnxruntime"), table_of(task), task.calibration())
     return made.model, made.codes
 
 

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from autocompress.compressing.quantize import quantize
 from autocompress.export import export_model, forms
+from autocompress.export.products import exact
 from autocompress.plan import Plan, legal_precisions
 from autocompress.runtimes import installed_runtimes, open_session
 from autocompress.tasks.task import Task
@@ -109,7 +110,7 @@ MODELS = {"bert": (2, 0), "vit": (1, 0), "gpt2": (0, 1), "llama": (0, 0), "resne
 def made(tmp_path: Path) -> Callable[[str, str, str], tuple[Path, Query, Counter[str]]]:
     def make(model: str, precision: str, runtime: str) -> tuple[Path, Query, Counter[str]]:
         task = task_called(model)
-        ready = quantize(task.model, everywhere(task, precision), table_of(task), task.calibration())
+        ready = quantize(task.model, exact(everywhere(task, precision), runtime), table_of(task), task.calibration())
         path = tmp_path / "model.onnx"
         export_model(ready.model, ready.codes, task, path, tmp_path, "f", runtime)
         kinds = Counter(type(ready.model.get_submodule(name)).__name__ for name in ready.codes)

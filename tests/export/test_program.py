@@ -21,6 +21,7 @@ from autocompress.errors import ExportError
 from autocompress.export import program
 from autocompress.export.export import codes_for
 from autocompress.export.modules import coded_module, packed_pairs, unpacked_pairs
+from autocompress.export.products import exact
 from autocompress.export.program import export_program, program_of, saved
 from autocompress.plan import Plan, Quantize, legal_precisions
 from autocompress.runtimes import open_session
@@ -49,7 +50,7 @@ LIMIT = {"int4-weights": 0.02}
 @pytest.fixture
 def export(tmp_path: Path) -> Callable[..., Exported]:
     def make(task: Task, plan: Plan | None = None, device: str = "cpu") -> Exported:
-        plan = plan or Plan()
+        plan = exact(plan or Plan(), "torch", device)
         made = quantize(task.model, plan, table_of(task), task.calibration())
         path = tmp_path / "artifacts" / "model.pt2"
         artifact = export_program(made.model, made.codes, task, path, tmp_path, "f", "torch", device=device)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from autocompress.compressing.quantize import quantize, simulate
 from autocompress.export import export_model
 from autocompress.export.export import codes_for
+from autocompress.export.products import exact
 from autocompress.export.program import export_program
 from autocompress.plan import Plan, legal_precisions
 from autocompress.runtimes import RUNTIMES, Kernel, integer_share, kernels, layer_in, open_session, products
@@ -66,7 +67,7 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {"linear": mlp, "conv": cnn, "emb
 
 def write(task: Task, plan: Plan, path: Path, runtime: str) -> tuple[Path, nn.Module]:
     """A file for the runtime, and its twin."""
-    made = quantize(task.model, plan, table_of(task), task.calibration())
+    made = quantize(task.model, exact(plan, runtime), table_of(task), task.calibration())
     path = path / f"model.{RUNTIMES[runtime].formats[0]}"
     export = export_program if path.suffix == ".pt2" else export_model
     export(made.model, made.codes, task, path, path.parent, "f", runtime)
