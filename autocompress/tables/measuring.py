@@ -85,6 +85,7 @@ def setting_of(shop: Workshop) -> dict[str, Any]:
         "device": profile.device,
         "query": query,
         "cpu": facts["machine"]["cpu"],
+        "instructions": facts["machine"]["instructions"],
         "versions": {name: v for name, v in facts["versions"].items() if name in ("torch", "onnx", profile.runtime)},
     }
 
