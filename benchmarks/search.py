@@ -60,7 +60,7 @@ LONG = ("nsga2", "tpe")
 TASKS = {
     "digits": Contest("digits ViT, joint space without training", "digits", 1200.0, 240.0),
     "sst2": Contest("MiniLM on SST-2, joint space without training", "minilm", 3600.0, 480.0),
-    # A recovery takes some seconds: enough for about a hundred of them, and 40 minutes for a seed of all four.
+    # A hundred steps take some five seconds: dozens of recoveries each, and 40 minutes for a seed of all four.
     "digits-recovery": Contest(
         "digits ViT, joint space with recovery", "digits", 720.0, 480.0, ("staged", "random", "nsga2", "tpe"), True
     ),
