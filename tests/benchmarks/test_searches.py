@@ -12,7 +12,13 @@ SPACE = {
     "groups": {"heads": [1.0, 0.5], "neurons": [1.0, 0.5, 0.25]},
     "blocks": {"remove": True, "keep_at_least": 0.5},
     "layers": [
-        {"match": "*", "kind": "linear", "precision": ["fp32", "int8-dynamic", "int8"], "rank": [1.0, 0.25]},
+        {
+            "match": "*",
+            "kind": "linear",
+            "precision": ["fp32", "int8-dynamic", "int8"],
+            "rank": [1.0, 0.5, 0.25],
+            "share": "block",
+        },
     ],
 }
 
@@ -66,7 +72,7 @@ def test_each_begins_with_dense_repeats_nothing_and_ends_in_time(evaluator, meth
 def test_a_seed_repeats_itself(make_space, make_trial, tmp_path, method):
     made = []
     for name in ("one", "other"):
-        evaluator = Counted(make_space(SPACE), make_trial, tmp_path / name, limit_s=30.0)
+        evaluator = Counted(make_space(SPACE), make_trial, tmp_path / name, limit_s=20.0)
         METHODS[method](evaluator, 3)
         made.append([trial.plan for trial in evaluator.trials])
     assert made[0] == made[1]
