@@ -17,6 +17,7 @@ from searching.evaluator import LOSS_SAMPLES, SPACE, Evaluator, Spent
 
 from autocompress.pareto import nondominated
 from autocompress.plan import Plan
+from autocompress.records import Origin
 from autocompress.rules import load_space
 from autocompress.searching.atoms import measure_atoms
 from autocompress.searching.controller import Controller, typical_seconds
@@ -144,7 +145,7 @@ def knapsack(evaluator: Evaluator, seed: int) -> float:
     begun_s = evaluator.clock
     program = knapsack_of(evaluator)
     prepared_s = evaluator.clock - begun_s
-    evaluate_all(evaluator, (one.values for one in program.front(BUDGETS)))
+    evaluate_all(evaluator, (one.values for one in program.front(BUDGETS)), "solved")
     return prepared_s
 
 
@@ -152,17 +153,17 @@ def uniform(evaluator: Evaluator, seed: int) -> float:
     dense_first(evaluator)
     levels = uniform_levels(evaluator)
     order = np.random.default_rng(seed).permutation(len(levels))
-    evaluate_all(evaluator, (levels[i] for i in order))
+    evaluate_all(evaluator, (levels[i] for i in order), "uniform")
     return 0.0
 
 
-def evaluate_all(evaluator: Evaluator, values: Iterable[Values]) -> None:
+def evaluate_all(evaluator: Evaluator, values: Iterable[Values], origin: Origin) -> None:
     seen = {trial.fingerprint for trial in evaluator.trials}
     with contextlib.suppress(Spent):
         for one in values:
             plan = evaluator.untrained.decode(one)
             if plan.fingerprint not in seen:
-                evaluator(plan, "uniform")
+                evaluator(plan, origin)
                 seen.add(plan.fingerprint)
 
 
