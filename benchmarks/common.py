@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
+import hashlib
 import importlib.util
 import json
+import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +25,7 @@ from torch import nn
 
 from autocompress.compressing.bank import Bank
 from autocompress.environment import environment
-from autocompress.records import append_line
+from autocompress.records import append_line, read_lines
 from autocompress.survey import survey
 from autocompress.tasks import TaskSource, load_task
 from autocompress.tasks.task import Examples, Task, logits_of
@@ -29,6 +33,9 @@ from autocompress.tasks.task import Examples, Task, logits_of
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 DATA = ROOT.parent / "shared" / "data"
+
+#: Characters of a value up to which a line of a sheet is also printed with it.
+MOST_SHOWN = 2000
 
 
 def load(name: str) -> Task:
@@ -61,11 +68,13 @@ def bank_of(task: Task, folder: str | Path | None = None) -> Bank:
     return Bank(Path(folder or tempfile.mkdtemp(prefix="bank-")), task, table_of(task))
 
 
-def outputs(model: nn.Module, examples: Examples, keep=lambda logits, _targets: logits) -> np.ndarray:
-    """What a model answers to a split, in the split's order."""
+def outputs(
+    model: nn.Module, examples: Examples, keep=lambda logits, _targets: logits, batches: Iterable | None = None
+) -> np.ndarray:
+    """What a model answers to a split, in the split's order; `batches` where they are at hand already."""
     found = None
     with torch.inference_mode():
-        for rows, inputs, targets in examples.batches(64):
+        for rows, inputs, targets in batches or examples.batches(64):
             values = keep(logits_of(model(**inputs)).numpy(), targets.numpy())
             if found is None:
                 found = np.zeros((len(examples), *values.shape[1:]), dtype=values.dtype)
@@ -85,20 +94,45 @@ def hits(model: nn.Module, examples: Examples) -> np.ndarray:
 
 
 class Sheet:
-    """A file of results, one JSON line per case; a case that is there is not run again."""
+    """A file of results, one JSON line per case; a case that is there, or that another process is at, is not run."""
 
-    def __init__(self, name: str) -> None:
-        self.path = RESULTS / f"{name}.jsonl"
-        self.lines = [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.is_file() else []
+    def __init__(self, name: str, folder: Path = RESULTS) -> None:
+        self.path = folder / f"{name}.jsonl"
+        self.read()
         self._environment = environment()
+
+    def read(self) -> None:
+        """Take in what is there by now."""
+        self.lines = list(read_lines(self.path))
 
     def has(self, **case) -> bool:
         return any(line["case"] == case for line in self.lines)
 
+    @contextlib.contextmanager
+    def claimed(self, wait: bool = False, **case) -> Iterator[bool]:
+        """Whether no other process is at a case; a claim ends with its process at the latest.
+
+        Args:
+            wait: until no other is.
+        """
+        said = json.dumps([str(self.path.resolve()), case], sort_keys=True)
+        name = f"autocompress-bench-{os.getuid()}-{hashlib.sha256(said.encode()).hexdigest()[:16]}.lock"
+        with (Path(tempfile.gettempdir()) / name).open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
     def run(self, work, **case) -> None:
         """Run ``work() -> dict`` for a case that is not there yet, and write down what it gives."""
-        if self.has(**case):
-            return
+        with self.claimed(**case) as free:
+            self.read()
+            if free and not self.has(**case):
+                self._run(work, case)
+
+    def _run(self, work, case: dict) -> None:
         start = time.perf_counter()
         values = work()
         line = {
@@ -109,9 +143,11 @@ class Sheet:
             "threads": torch.get_num_threads(),
             "environment": self._environment,
         }
-        append_line(self.path, line)
+        with self.claimed(wait=True):  # the end of a line that another process is writing is no torn line
+            append_line(self.path, line)
         self.lines.append(line)
-        print(json.dumps({"case": case, "values": values, "seconds": line["seconds"]}), flush=True)
+        shown = {name: value for name, value in values.items() if len(str(value)) < MOST_SHOWN}
+        print(json.dumps({"case": case, "values": shown, "seconds": line["seconds"]}), flush=True)
 
     def values(self, key: str, **case) -> list[float]:
         """One figure of all cases that agree with `case`."""

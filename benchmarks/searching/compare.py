@@ -2,152 +2,211 @@
 
 from __future__ import annotations
 
-import json
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import common
 import moocore
 import numpy as np
 import plotly.graph_objects as go
+from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
-from autocompress.pareto import hypervolume
-from autocompress.records import write_json
+from autocompress.pareto import hypervolume, nondominated, search_point
+from autocompress.records import write_atomic, write_json
 
-#: Points of each curve that are kept, evenly in time.
-TIMES = 120
+#: Points of each curve that are kept, evenly in the logarithm of the seconds, from the first one on.
+TIMES, FIRST_S = 120, 1.0
 
-#: Methods that start from what staged knows, or from what uniform levels tell: no time to target is told for them.
-SEEDED = ("uniform", "nsga2-uniform", "nsga2-knapsack", "knapsack", "sequential")
+#: Methods that begin with candidates that another way has found: no time to target is told for them.
+SEEDED = ("nsga2-uniform", "nsga2-knapsack")
+
+#: Hypervolumes that differ by less are the same.
+SAME = 1e-9
+
+COLOURS = ("#2563eb", "#94a3b8", "#a855f7", "#d97706", "#0d9488", "#dc2626", "#65a30d", "#0891b2", "#db2777")
+CHROMIUM = "/usr/bin/chromium"
 
 
-def compare(sheet: common.Sheet, folder: Path) -> None:
-    """Print the tables of what is there, and write the summary, the curves and a figure."""
-    tasks = list(dict.fromkeys(line["case"]["task"] for line in sheet.lines))
-    records, curves = [], {}
-    for task in tasks:
-        runs = {}
-        for line in sheet.lines:
-            if line["case"]["task"] == task:
-                runs.setdefault(line["case"]["method"], {})[line["case"]["seed"]] = line["values"]
-        if "staged" not in runs:
-            continue
-        records += [record(task, name, runs) for name in runs if name != "staged"]
-        curves[task] = {name: curve(found) for name, found in runs.items()}
-        show(task, runs)
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One search, as it went.
+
+    Attributes:
+        seconds: at which the hypervolume grew, ascending, ``(n,)``.
+        volumes: of all that was found until then, in (ln latency ratio, quality) up to the reference, ``(n,)``.
+        points: latency ratio and quality of all that was found, ``(candidates, 2)``.
+        maximize: whether more quality is better.
+        prepared_s: of `spent_s`, what went into bank and losses before the first proposal.
+        spent_s: the whole clock.
+    """
+
+    seconds: NDArray[np.float64]
+    volumes: NDArray[np.float64]
+    points: NDArray[np.float64]
+    maximize: bool
+    prepared_s: float
+    spent_s: float
+
+    @property
+    def final(self) -> float:
+        return self.at(math.inf)
+
+    def at(self, second: float) -> float:
+        """Hypervolume of what was known at a second."""
+        known = int(np.searchsorted(self.seconds, second, side="right"))
+        return float(self.volumes[known - 1]) if known else 0.0
+
+    def reached(self, volume: float) -> float:
+        """The second at which a hypervolume was reached; 0 for none, inf where it never was."""
+        if volume <= 0:
+            return 0.0
+        place = int(np.searchsorted(self.volumes, volume - SAME))
+        return float(self.seconds[place]) if place < len(self.seconds) else math.inf
+
+
+def run_of(values: Mapping) -> Run:
+    """A search from its line of results."""
+    directions, front = [False, bool(values["maximize"])], np.empty((0, 2))
+    seconds, volumes, last = [], [], 0.0
+    for second, ratio, quality in values["found"]:
+        more = np.vstack([front, search_point(ratio, quality)])
+        volume = hypervolume(more, values["reference"], directions)
+        if volume > last:
+            front, last = more[nondominated(more, directions)], volume
+            seconds.append(second)
+            volumes.append(volume)
+    points = np.array([(ratio, quality) for _second, ratio, quality in values["found"]]).reshape(-1, 2)
+    return Run(np.array(seconds), np.array(volumes), points, directions[1], values["prepared_s"], values["spent_s"])
+
+
+#: Runs by method and seed.
+Runs = Mapping[str, Mapping[int, Run]]
+
+
+def runs_of(lines: Sequence[Mapping], task: str) -> Runs:
+    """All runs of a task; refuses to hold against each other what another evaluator graded."""
+    own = [line for line in lines if line["case"]["task"] == task]
+    judges = {str([line["values"]["evaluator"], line["values"]["reference"]]) for line in own}
+    if len(judges) > 1:
+        raise SystemExit(
+            f"{task}: lines of {len(judges)} evaluators; remove those of the older ones:\n" + "\n".join(judges)
+        )
+    found: dict[str, dict[int, Run]] = {}
+    for line in own:
+        found.setdefault(line["case"]["method"], {})[line["case"]["seed"]] = run_of(line["values"])
+    return found
+
+
+def compare(sheet: common.Sheet, titles: Mapping[str, str], folder: Path, page: Path, picture: Path | None) -> None:
+    """Print the tables of what is there; write summary, environment, curves and tables into a folder, and a page."""
+    sheet.read()
+    tasks = {task: runs_of(sheet.lines, task) for task in titles}
+    tasks = {task: runs for task, runs in tasks.items() if "staged" in runs}
+    records = [record(task, name, runs) for task, runs in tasks.items() for name in runs if name != "staged"]
     if not records:
         return
-    write_json(folder / "summary.json", {"records": records, "environment": sheet.lines[-1]["environment"]})
+    for task, runs in tasks.items():
+        common.show(f"{titles[task]}: medians over seeds", HEADS, rows(task, runs))
+    write_json(folder / "summary.json", records)
+    write_json(folder / "environment.json", sheet.lines[-1]["environment"])
+    curves = {task: {name: curve(list(found.values())) for name, found in runs.items()} for task, runs in tasks.items()}
     write_json(folder / "curves.json", curves)
-    draw(curves, fronts(sheet), common.ROOT / "runs" / "bench-search.html")
+    tables = [f"**{titles[task]}**\n\n{markdown(HEADS, rows(task, runs))}" for task, runs in tasks.items()]
+    write_atomic(folder / "table.md", "\n\n".join(tables) + "\n")
+    figure = drawn(curves, {task: fronts(runs) for task, runs in tasks.items()}, titles)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    figure.write_html(page)
+    print(page)
+    if picture is not None:
+        photograph(page, picture, 1200, figure.layout.height)
 
 
-def volumes(values: dict) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds ``(n,)``, and the hypervolume of all that was found until then, in (ln latency ratio, quality)."""
-    points, seconds, found = [], [], []
-    for second, ratio, quality in values["found"]:
-        points.append((math.log(ratio), quality))
-        seconds.append(second)
-        found.append(hypervolume(points, values["reference"], [False, values["maximize"]]))
-    return np.array(seconds), np.array(found)
+def record(task: str, name: str, runs: Runs) -> dict:
+    """A line of the summary: medians over the seeds that both have.
 
-
-def at(values: dict, second: float) -> float:
-    seconds, found = volumes(values)
-    known = found[seconds <= second]
-    return float(known[-1]) if len(known) else 0.0
-
-
-def reached(values: dict, target: float) -> float:
-    """The second at which a hypervolume was reached; inf where it never was."""
-    seconds, found = volumes(values)
-    enough = seconds[found >= target - 1e-12]
-    return float(enough[0]) if len(enough) else math.inf
-
-
-def record(task: str, name: str, runs: dict) -> dict:
-    """A line of the summary: medians over the seeds that both have."""
+    Time to target is the second at which staged had the baseline's final hypervolume, over all the seconds that the
+    baseline took: what a user waits for either.
+    """
     ours, theirs = runs["staged"], runs[name]
     seeds = sorted(set(ours) & set(theirs))
-    # the clock is that of the baseline's whole run: what a user waits for it
-    spans = [(reached(ours[s], at(theirs[s], math.inf)), ours[s]["prepared_s"], theirs[s]["spent_s"]) for s in seeds]
-    plain = name not in SEEDED
+    spans = [(ours[s].reached(theirs[s].final), ours[s].prepared_s, theirs[s].spent_s) for s in seeds]
+    told = bool(seeds) and name not in SEEDED
     return {
         "task": task,
         "baseline": name,
         "seeds": len(seeds),
-        "time_to_target_ratio": median([a / c for a, _b, c in spans]) if plain else None,
-        "time_to_target_ratio_without_bank": median([max(0.0, a - b) / c for a, b, c in spans]) if plain else None,
-        "hypervolume_staged": median([at(ours[s], math.inf) for s in seeds]),
-        "hypervolume_baseline": median([at(theirs[s], math.inf) for s in seeds]),
+        "time_to_target_ratio": median([a / c for a, _b, c in spans]) if told else None,
+        "time_to_target_ratio_without_bank": median([max(0.0, a - b) / c for a, b, c in spans]) if told else None,
+        "hypervolume_staged": median([ours[s].final for s in seeds]),
+        "hypervolume_baseline": median([theirs[s].final for s in seeds]),
     }
 
 
-def median(values: list[float]) -> float | None:
-    found = float(np.median(values)) if values else math.inf
-    return round(found, 5) if math.isfinite(found) else None
+def median(values: Sequence[float]) -> float | None:
+    """None for none, and where it is no finite number: more than half never got there."""
+    found = sorted(values)[(len(values) - 1) // 2 : len(values) // 2 + 1]
+    return round(sum(found) / len(found), 5) if found and math.isfinite(found[-1]) else None
 
 
-def curve(found: dict) -> dict:
-    """Hypervolume at even seconds: median, least and most over the seeds."""
-    last = min(values["spent_s"] for values in found.values())
-    seconds = np.linspace(0, last, TIMES)
-    rows = np.array([[at(values, second) for second in seconds] for values in found.values()])
+def curve(found: Sequence[Run]) -> dict:
+    """Hypervolume over the seconds that all seeds had: least, median and most of them."""
+    seconds = np.geomspace(FIRST_S, max(FIRST_S, min(run.spent_s for run in found)), TIMES)
+    volumes = np.array([[run.at(second) for second in seconds] for run in found])
+    shares = {"low": 0.0, "median": 0.5, "high": 1.0}
+    levels = {label: np.quantile(volumes, share, axis=0) for label, share in shares.items()}
     return {
-        "seconds": [round(float(s), 1) for s in seconds],
-        **{
-            label: [round(float(v), 5) for v in np.quantile(rows, q, axis=0)]
-            for label, q in (("low", 0.0), ("median", 0.5), ("high", 1.0))
-        },
+        "seconds": [round(float(second), 2) for second in seconds],
+        **{label: [round(float(value), 5) for value in level] for label, level in levels.items()},
     }
 
 
-def fronts(sheet: common.Sheet) -> dict:
-    """Task and method to the median attainment front over seeds ``(n, 2)``: latency ratio, quality."""
+def fronts(runs: Runs) -> dict[str, NDArray[np.float64]]:
+    """Median attainment of each method over its seeds ``(n, 2)``, fast to slow: latency ratio, quality."""
     found = {}
-    for line in sheet.lines:
-        values = line["values"]
-        sign = -1 if values["maximize"] else 1
-        points = np.array([(ratio, sign * quality) for _second, ratio, quality in values["found"]])
-        found.setdefault((line["case"]["task"], line["case"]["method"]), []).append((points, sign))
-    surfaces = {}
-    for key, runs in found.items():
-        sets = np.concatenate([np.full(len(points), i + 1) for i, (points, _sign) in enumerate(runs)])
-        surface = moocore.eaf(np.vstack([points for points, _sign in runs]), sets=sets, percentiles=[50])
-        surfaces[key] = np.column_stack([surface[:, 0], runs[0][1] * surface[:, 1]])
-    return surfaces
+    for name, seeds in runs.items():
+        sign = -1 if next(iter(seeds.values())).maximize else 1  # moocore's is for minima alone
+        points = [run.points * (1, sign) for run in seeds.values()]
+        sets = np.repeat(np.arange(1, len(points) + 1), [len(own) for own in points])
+        surface = moocore.eaf(np.vstack(points), sets=sets, percentiles=[50])
+        surface = surface[np.argsort(surface[:, 0])]
+        found[name] = surface[:, :2] * (1, sign)
+    return found
 
 
-def show(task: str, runs: dict) -> None:
-    rows = []
+HEADS = (
+    "method",
+    "seeds",
+    "seconds",
+    "candidates",
+    "hypervolume (range)",
+    "staged has",
+    "time to target",
+    "without bank",
+)
+
+
+def rows(task: str, runs: Runs) -> list[tuple[str, ...]]:
+    """One row per method; time to target as a share of the method's seconds."""
+    made = []
     for name, found in runs.items():
-        spent = np.median([values["spent_s"] for values in found.values()])
-        finals = [at(values, math.inf) for values in found.values()]
         line = record(task, name, runs)
-        rows.append(
+        finals = [run.final for run in found.values()]
+        ours, theirs = line["hypervolume_staged"], line["hypervolume_baseline"]
+        made.append(
             (
                 name,
                 str(len(found)),
-                f"{spent:.0f} s",
-                f"{np.median([len(values['found']) for values in found.values()]):.0f}",
+                f"{np.median([run.spent_s for run in found.values()]):.0f}",
+                f"{np.median([len(run.points) for run in found.values()]):.0f}",
                 f"{np.median(finals):.4f} ({min(finals):.4f}–{max(finals):.4f})",
-                "–" if name == "staged" else f"{line['hypervolume_staged'] / line['hypervolume_baseline'] - 1:+.1%}",
-                shown(line["time_to_target_ratio"], name),
-                shown(line["time_to_target_ratio_without_bank"], name),
+                f"{ours / theirs - 1:+.1%}" if ours and theirs and name != "staged" else "–",
+                *(shown(line[key], name) for key in ("time_to_target_ratio", "time_to_target_ratio_without_bank")),
             )
         )
-    heads = (
-        "method",
-        "seeds",
-        "seconds",
-        "candidates",
-        "hypervolume (range)",
-        "staged has",
-        "time to target",
-        "without bank",
-    )
-    common.show(f"{task}: joint space without training, medians over seeds", heads, rows)
+    return made
 
 
 def shown(ratio: float | None, name: str) -> str:
@@ -156,35 +215,62 @@ def shown(ratio: float | None, name: str) -> str:
     return "not reached" if ratio is None else f"{ratio:.3f}"
 
 
-def draw(curves: dict, surfaces: dict, path: Path) -> None:
-    """Hypervolume against seconds, and median attainment, side by side per task."""
+def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table that can be pasted."""
+    under = ["---", *["---:"] * (len(heads) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, under, *lines))
+
+
+def drawn(curves: Mapping, surfaces: Mapping, titles: Mapping[str, str]) -> go.Figure:
+    """Hypervolume against seconds with its range over seeds, and median attainment, side by side per task."""
     tasks = list(curves)
     figure = make_subplots(
-        rows=len(tasks), cols=2, column_titles=("hypervolume", "median attainment"), row_titles=tasks
-    )
-    colours = ("#2563eb", "#94a3b8", "#a855f7", "#d97706", "#0d9488", "#dc2626", "#65a30d", "#0891b2", "#db2777")
+        rows=len(tasks), cols=2, horizontal_spacing=0.09, vertical_spacing=0.12 / len(tasks),
+        subplot_titles=[text for task in tasks for text in (titles[task], "median attainment")],
+    )  # fmt: skip
     names = list(dict.fromkeys(name for task in tasks for name in curves[task]))
+    seen: set[str] = set()
     for row, task in enumerate(tasks, start=1):
         for name, found in curves[task].items():
-            style = {"color": colours[names.index(name) % len(colours)]}
-            figure.add_trace(
-                go.Scatter(
-                    x=found["seconds"], y=found["median"], name=name, legendgroup=name, showlegend=row == 1, line=style
-                ),
-                row=row, col=1,
+            colour, wide = COLOURS[names.index(name) % len(COLOURS)], 3 if name == "staged" else 1.5
+            style = {"name": name, "legendgroup": name, "line": {"color": colour, "width": wide}}
+            edges = [*found["high"], *reversed(found["low"])]
+            figure.add_scatter(
+                x=[*found["seconds"], *reversed(found["seconds"])], y=edges, fill="toself", fillcolor=colour,
+                opacity=0.15, line={"width": 0}, hoverinfo="skip", showlegend=False, legendgroup=name, row=row, col=1,
             )  # fmt: skip
-            surface = surfaces[task, name]
-            surface = surface[np.argsort(surface[:, 0])]
-            figure.add_trace(
-                go.Scatter(
-                    x=surface[:, 0], y=surface[:, 1], name=name, legendgroup=name, showlegend=False,
-                    line={**style, "shape": "hv"},
-                ),
-                row=row, col=2,
-            )  # fmt: skip
+            figure.add_scatter(
+                x=found["seconds"],
+                y=found["median"],
+                mode="lines",
+                showlegend=name not in seen,
+                row=row,
+                col=1,
+                **style,
+            )
+            seen.add(name)
+            surface = surfaces[task][name]
+            style["line"] = {**style["line"], "shape": "hv"}
+            figure.add_scatter(
+                x=surface[:, 0], y=surface[:, 1], mode="lines", showlegend=False, row=row, col=2, **style
+            )
+        figure.update_yaxes(title="hypervolume", row=row, col=1)
+        figure.update_yaxes(title="quality", row=row, col=2)
     figure.update_xaxes(type="log", title="seconds of one thread", col=1)
     figure.update_xaxes(type="log", title="latency / dense", col=2)
-    figure.update_layout(height=420 * len(tasks), template="plotly_white")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.write_html(path)
-    print(json.dumps({"figure": str(path)}))
+    return figure.update_layout(height=420 * len(tasks) + 60, width=1200, template="plotly_white")
+
+
+def photograph(page: Path, picture: Path, width: int, height: int) -> None:
+    """A page of a figure as a PNG, by Playwright and Debian's Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as tool:
+        browser = tool.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        sheet = browser.new_page(viewport={"width": width, "height": height})
+        sheet.goto(page.resolve().as_uri())
+        sheet.wait_for_selector(".main-svg")
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        sheet.screenshot(path=picture)
+        browser.close()
+    print(picture)

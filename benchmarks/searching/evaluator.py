@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import time
+from collections import Counter
 from pathlib import Path
 
 import common
+import numpy as np
 import torch
+from torch import nn
 
 from autocompress.compressing.bank import Bank
 from autocompress.compressing.batchnorm import refresh_batchnorm
 from autocompress.compressing.quantize import quantize, simulate
 from autocompress.compressing.shape import shape
-from autocompress.pareto import reference_point
+from autocompress.distill import recover
+from autocompress.distill.teacher import TeacherCache
+from autocompress.errors import AutocompressError
+from autocompress.pareto import nondominated, reference_point
 from autocompress.pipeline import divergence
-from autocompress.plan import Plan
-from autocompress.records import Latency, Trial
+from autocompress.plan import Plan, describe
+from autocompress.records import Latency, Origin, Trial
 from autocompress.rules import load_space
 from autocompress.space import build_space
 from autocompress.survey import survey
 from autocompress.tables.recorded import load_recorded
 
+SPACE = "transformer"
 SAMPLES = 512
 LOSS_SAMPLES = 128
 
@@ -29,75 +38,132 @@ class Spent(Exception):
     """The time of a search is over."""
 
 
+def processor_seconds() -> float:
+    """Of this process, all threads, and of processes that it began and that ended."""
+    times = os.times()
+    return time.process_time() + times.children_user + times.children_system
+
+
 class Evaluator:
-    """Grades plans without training, and keeps what it found with the second of finding.
+    """Grades plans, and keeps what it found with the second at which it was known.
 
     Args:
         task: model and data.
         recorded: file of the latency table.
         folder: for the bank and journals; empty.
         limit_s: seconds of processor time.
+        trained: whether plans may ask for recovery.
     """
 
-    def __init__(self, task, recorded: Path, folder: Path, limit_s: float) -> None:
+    def __init__(self, task, recorded: Path, folder: Path, limit_s: float, trained: bool = False) -> None:
         torch.set_num_threads(1)
-        self.task, self.folder, self.limit_s = task, folder, limit_s
+        self.task, self.folder, self.limit_s, self.trained = task, folder, limit_s, trained
         found = load_recorded(recorded)
         self.profile, self.latencies = found.profile, found.table
+        self.recorded = hashlib.sha256(recorded.read_bytes()).hexdigest()[:16]
         workload = self.profile.workload
         self.table = survey(task.source, task.workload_inputs(workload.batch, workload.sequence_length))
-        self.space = build_space(load_space("transformer"), self.table, self.profile).untrained()
+        whole = build_space(load_space(SPACE), self.table, self.profile)
+        self.untrained = whole.untrained()
+        self.space = whole if trained else self.untrained
         self.bank = Bank(folder / "bank", task, self.table)
+        self.teacher = TeacherCache(None, task)
         self.examples = task.validation.subset(SAMPLES)
+        self.batches = list(self.examples.batches(64))
         self.dense_s = self.latencies.seconds(Plan(), self.table)
         self.found: list[tuple[float, float, float]] = []
         self.trials: list[Trial] = []
-        self.dense_logits = common.outputs(task.source, self.examples)
+        self.dense_logits = self._logits(task.source)
         self.targets = self.examples.targets.numpy()
         self.dense_quality = float(task.metric.score(self.dense_logits, self.targets))
         self.reference = reference_point(self.dense_quality, task.metric.maximize)
-        self.begun = time.process_time()
+        self.begun = processor_seconds()
 
     @property
     def clock(self) -> float:
         """Seconds of processor time since the search began."""
-        return time.process_time() - self.begun
+        return processor_seconds() - self.begun
 
-    def __call__(self, plan: Plan, origin="sampled", proposal=-1) -> Trial:
-        """The trial of a plan; raises `Spent` instead of beginning late."""
-        if self.clock > self.limit_s:
-            raise Spent
+    @property
+    def left_s(self) -> float:
+        """Seconds that are left, below 0 where a candidate ended late."""
+        return self.limit_s - self.clock
+
+    def __call__(self, plan: Plan, origin: Origin = "sampled", proposal: int = -1, rung: int = 0) -> Trial:
+        """The trial of a plan, failed where it cannot be made; raises `Spent` instead of beginning late."""
         start = self.clock
-        ratio = self.latencies.seconds(plan, self.table) / self.dense_s
-        logits = common.outputs(self._assembled(plan), self.examples)
-        quality = float(self.task.metric.score(logits, self.targets))
-        latency = Latency(
-            latency_s=ratio * self.dense_s, iqr_s=0.0, p90_s=0.0, ratio=ratio, ratio_low=ratio, ratio_high=ratio,
-            ratio_best_dense=ratio, ratio_best_dense_low=ratio, ratio_best_dense_high=ratio, source="recorded",
-            tier="search", runtime=self.profile.runtime, threads=1, blocks=0, rejected_blocks=0, queries=0,
-        )  # fmt: skip
-        trial = Trial(
-            len(self.trials), plan, "DONE", origin, proposal, quality=quality, latency=latency,
-            divergence=divergence(self.dense_logits, logits), seconds={"evaluate": self.clock - start},
-        )  # fmt: skip
+        if start > self.limit_s:
+            raise Spent
+        trial = Trial(len(self.trials), plan, "FAILED", origin, proposal, rung)
+        try:
+            ratio = self.latencies.seconds(plan, self.table) / self.dense_s
+            logits = self._logits(self._assembled(plan))
+            quality = float(self.task.metric.score(logits, self.targets))
+            latency = Latency(
+                latency_s=ratio * self.dense_s, iqr_s=0.0, p90_s=0.0, ratio=ratio, ratio_low=ratio, ratio_high=ratio,
+                ratio_best_dense=ratio, ratio_best_dense_low=ratio, ratio_best_dense_high=ratio, source="recorded",
+                tier="search", runtime=self.profile.runtime, threads=1, blocks=0, rejected_blocks=0, queries=0,
+            )  # fmt: skip
+            trial = trial.replace(
+                state="DONE", quality=quality, latency=latency, divergence=divergence(self.dense_logits, logits)
+            )
+        except AutocompressError as fault:
+            trial = trial.replace(error=f"{type(fault).__name__}: {fault}")
+        now = self.clock
+        trial = trial.replace(seconds={"evaluate": now - start}, finished_s=now)
         self.trials.append(trial)
-        self.found.append((round(self.clock, 2), round(ratio, 5), round(quality, 5)))
+        if trial.measured:
+            self.found.append((round(now, 2), round(ratio, 5), round(quality, 5)))
         return trial
 
     def facts(self) -> dict:
         """What a line of the results holds."""
+        done = [trial for trial in self.trials if trial.measured]
         return {
+            "evaluator": {
+                "space": SPACE,
+                "trained": self.trained,
+                "samples": len(self.examples),
+                "task": self.task.identity,
+                "table": self.recorded,
+            },
             "dense_quality": self.dense_quality,
             "reference": list(self.reference),
             "maximize": self.task.metric.maximize,
             "spent_s": round(self.clock, 1),
+            "evaluated_s": round(sum(trial.seconds["evaluate"] for trial in self.trials), 1),
+            "origins": dict(Counter(trial.origin for trial in self.trials)),
+            "failed": sorted({trial.error for trial in self.trials if trial.error}),
+            "front": self._front(done),
             "found": self.found,
         }
 
-    def _assembled(self, plan: Plan):
+    def _front(self, done: list[Trial]) -> list[dict]:
+        """What is not dominated, fast to slow, in words."""
+        points = [(trial.latency.ratio, trial.quality) for trial in done]
+        best = [done[i] for i in np.flatnonzero(nondominated(points, [False, self.task.metric.maximize]))]
+        return [
+            {
+                "second": round(trial.finished_s, 2),
+                "ratio": round(trial.latency.ratio, 5),
+                "quality": round(trial.quality, 5),
+                "origin": trial.origin,
+                "rung": trial.rung,
+                "fingerprint": trial.fingerprint,
+                "what": describe(trial.plan, self.table),
+            }
+            for trial in sorted(best, key=lambda trial: trial.latency.ratio)
+        ]
+
+    def _logits(self, model: nn.Module) -> np.ndarray:
+        return common.outputs(model, self.examples, batches=self.batches)
+
+    def _assembled(self, plan: Plan) -> nn.Module:
         model = shape(self.task.source, plan, self.table, self.bank)
         if plan.groups or any(lp.factorize for lp in plan.layers.values()):
             refresh_batchnorm(model, self.task.calibration())
+        if plan.distill:
+            model = recover(model, plan, self.task, self.teacher, self.table)
         if any(lp.quantize for lp in plan.layers.values()):
             made = quantize(model, plan, self.table, self.task.calibration())
             model = simulate(made.model, made.codes)

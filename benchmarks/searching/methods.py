@@ -1,33 +1,45 @@
-"""The searches: each runs an evaluator until the time is over, and gives its seconds of preparation."""
+"""The searches: each runs an evaluator until the time is over, and gives its seconds of preparation.
+
+Preparation is what staged, and whoever uses its program, does once before the first proposal: the bank's part in it,
+the losses of single choices, the learning rates of recovery.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
-from searching.evaluator import LOSS_SAMPLES, Evaluator, Spent
+from searching.evaluator import LOSS_SAMPLES, SPACE, Evaluator, Spent
 
+from autocompress.pareto import nondominated
 from autocompress.plan import Plan
+from autocompress.records import Origin
+from autocompress.rules import load_space
 from autocompress.searching.atoms import measure_atoms
-from autocompress.searching.controller import Controller
+from autocompress.searching.controller import Controller, typical_seconds
 from autocompress.searching.knapsack import Knapsack
 from autocompress.searching.parts import parts_of
-from autocompress.searching.prepare import LOSS_SHARE
+from autocompress.searching.prepare import LOSS_SHARE, corners
+from autocompress.searching.probe import probe_rates
 from autocompress.searching.seen import Clock, Judge
 from autocompress.searching.staged import Staged
 from autocompress.searching.work import work_model
-from autocompress.space import Values
+from autocompress.space import SearchSpace, Values, Variable, build_space
 
 #: What the probe finds of each precision, on all layers; every method may know it.
 PRECISIONS = ("int8-dynamic", "int8", "int4-weights")
 
-#: Candidates of one stage of the sequential pipeline that the next one starts from.
-CARRIED = 6
+#: What the stages of the sequential pipeline choose, in its order.
+STAGES = (("keep", "remove"), ("rank",), ("precision", "bits"))
 
-#: Largest seconds beyond which the first plans are asked: nothing is limited here.
+#: Candidates that a stage of it starts from: as many as get so many evaluations each, within bounds.
+EACH, CARRIED = 16, (4, 12)
+
+#: Budgets of the program.
 BUDGETS = 40
 
 
@@ -39,17 +51,18 @@ def controller(evaluator: Evaluator, sampler: str, seed: int, space=None, name: 
         lambda _trial: {},
         sampler,
         seed,
+        tuple(evaluator.trials),
     )
 
 
-def follow(evaluator: Evaluator, proposer, until_s: float = float("inf")) -> None:
-    """Evaluate what is proposed until the time is over."""
+def follow(evaluator: Evaluator, proposer) -> None:
+    """Evaluate what is proposed until the time is over, or does not suffice for one more."""
     with contextlib.suppress(Spent):
-        while evaluator.clock < until_s:
-            proposal = proposer.ask()
+        while evaluator.left_s > 0:
+            proposal = proposer.ask(evaluator.left_s)
             if proposal is None:
                 return
-            proposer.tell(proposal.number, evaluator(proposal.plan, proposal.origin, proposal.number))
+            proposer.tell(proposal.number, evaluator(proposal.plan, proposal.origin, proposal.number, proposal.rung))
 
 
 def dense_first(evaluator: Evaluator) -> None:
@@ -58,7 +71,7 @@ def dense_first(evaluator: Evaluator) -> None:
 
 def ratios(evaluator: Evaluator) -> dict[str, float]:
     """Each precision on all layers, as the probe of a search times it."""
-    space, found = evaluator.space, {}
+    space, found = evaluator.untrained, {}
     for precision in PRECISIONS:
         plan = space.decode(space.uniform(precision=precision))
         if plan != Plan():
@@ -72,37 +85,55 @@ def fastest(evaluator: Evaluator) -> str:
 
 
 def knapsack_of(evaluator: Evaluator) -> Knapsack:
-    space = evaluator.space
+    space = evaluator.untrained
     parts = parts_of(space)
-    limit_s = LOSS_SHARE * evaluator.limit_s
+    limit_s = LOSS_SHARE * evaluator.left_s
     atoms = measure_atoms(evaluator.bank, space, parts, LOSS_SAMPLES, limit_s, lambda _text: None)
     work = work_model(evaluator.table, evaluator.dense_s, ratios(evaluator))
     return Knapsack(space, parts, atoms, work, {}, evaluator.dense_s)
 
 
+def with_probed_rate(evaluator: Evaluator) -> SearchSpace:
+    """The space whose recoveries start at the learning rate that the probe of a search finds."""
+    space = evaluator.space
+    tried = [fact for fact in probe_rates(evaluator, space) if fact.learning_rate > 0]
+    best = min(tried, key=lambda fact: fact.divergence).learning_rate
+    return build_space(load_space(SPACE), evaluator.table, evaluator.profile, learning_rate=best)
+
+
+def depths(evaluator: Evaluator) -> list[tuple[str, ...]]:
+    """Blocks that uniform levels remove: none, the last half, every second one."""
+    blocks = evaluator.table.blocks
+    return [(), blocks[(len(blocks) + 1) // 2 :], blocks[1::2]]
+
+
+def shares(evaluator: Evaluator) -> list[float]:
+    rules = evaluator.space.rules
+    return sorted({*rules.groups.heads, *rules.groups.neurons}, reverse=True)
+
+
 def uniform_levels(evaluator: Evaluator) -> list[Values]:
     """Everything alike: structure, precision, rank, and blocks dropped from the end or every second one."""
-    space, rules, blocks = evaluator.space, evaluator.space.rules, evaluator.table.blocks
-    shares = sorted({*rules.groups.heads, *rules.groups.neurons}, reverse=True)
+    space, rules, blocks = evaluator.untrained, evaluator.space.rules, evaluator.table.blocks
     ranks = sorted({rank for rule in rules.layers for rank in rule.rank}, reverse=True)
     drops = [(), *(blocks[len(blocks) - count :] for count in range(1, len(blocks) // 2 + 1)), blocks[1::2]]
-    grid = itertools.product(shares, ("fp32", *PRECISIONS), ranks, drops)
+    grid = itertools.product(shares(evaluator), ("fp32", *PRECISIONS), ranks, drops)
     found = [space.uniform(keep=k, precision=p, rank=r, removed=tuple(d)) for k, p, r, d in grid]
     return [dict(values) for values in {tuple(sorted(values.items())): None for values in found}]
 
 
 def staged(evaluator: Evaluator, seed: int) -> float:
     dense_first(evaluator)
+    begun_s = evaluator.clock
+    space = with_probed_rate(evaluator) if evaluator.trained else evaluator.space
     knapsack = knapsack_of(evaluator)
-    prepared_s = evaluator.clock
+    prepared_s = evaluator.clock - begun_s
     judge = Judge(evaluator.task.metric.maximize, lambda _trial: True)
-    best, space, blocks = fastest(evaluator), evaluator.space, evaluator.table.blocks
-    corners = [("uniform", space.uniform(keep=share, precision=best)) for share in (0.5, 0.25, 0.75)]
-    corners.append(("seed", space.uniform(precision=best, removed=blocks[(len(blocks) + 1) // 2 :])))
+    best = SimpleNamespace(fastest_precision=fastest(evaluator))
     proposer = Staged(
-        space, knapsack, controller(evaluator, "tpe", seed), judge,
+        space, knapsack, controller(evaluator, "tpe", seed, evaluator.untrained), judge,
         Clock(lambda: evaluator.clock, 0.0, evaluator.limit_s),
-        corners=corners, seed=seed, trials=evaluator.trials,
+        corners=list(corners(evaluator.untrained, best)), seed=seed, trials=tuple(evaluator.trials),
     )  # fmt: skip
     follow(evaluator, proposer)
     return prepared_s
@@ -111,9 +142,10 @@ def staged(evaluator: Evaluator, seed: int) -> float:
 def knapsack(evaluator: Evaluator, seed: int) -> float:
     """The program alone, solved once and not corrected."""
     dense_first(evaluator)
+    begun_s = evaluator.clock
     program = knapsack_of(evaluator)
-    prepared_s = evaluator.clock
-    evaluate_all(evaluator, (one.values for one in program.front(BUDGETS)))
+    prepared_s = evaluator.clock - begun_s
+    evaluate_all(evaluator, (one.values for one in program.front(BUDGETS)), "solved")
     return prepared_s
 
 
@@ -121,17 +153,17 @@ def uniform(evaluator: Evaluator, seed: int) -> float:
     dense_first(evaluator)
     levels = uniform_levels(evaluator)
     order = np.random.default_rng(seed).permutation(len(levels))
-    evaluate_all(evaluator, (levels[i] for i in order))
+    evaluate_all(evaluator, (levels[i] for i in order), "uniform")
     return 0.0
 
 
-def evaluate_all(evaluator: Evaluator, values: Iterable[Values]) -> None:
+def evaluate_all(evaluator: Evaluator, values: Iterable[Values], origin: Origin) -> None:
     seen = {trial.fingerprint for trial in evaluator.trials}
     with contextlib.suppress(Spent):
         for one in values:
-            plan = evaluator.space.decode(one)
+            plan = evaluator.untrained.decode(one)
             if plan.fingerprint not in seen:
-                evaluator(plan)
+                evaluator(plan, origin)
                 seen.add(plan.fingerprint)
 
 
@@ -162,46 +194,55 @@ def seeded(values_of: Callable[[Evaluator], tuple[Iterable[Values], float]]) -> 
 
 
 def _uniform_seeds(evaluator: Evaluator) -> tuple[Iterable[Values], float]:
-    best = fastest(evaluator)
-    space, blocks = evaluator.space, evaluator.table.blocks
-    shares = sorted({*space.rules.groups.heads, *space.rules.groups.neurons}, reverse=True)
-    drops = ((), blocks[(len(blocks) + 1) // 2 :], blocks[1::2])
-    return [space.uniform(keep=k, precision=best, removed=tuple(d)) for d in drops for k in shares], 0.0
+    best, space = fastest(evaluator), evaluator.space
+    grid = itertools.product(depths(evaluator), shares(evaluator))
+    return [space.uniform(keep=k, precision=best, removed=tuple(d)) for d, k in grid], 0.0
 
 
 def _knapsack_seeds(evaluator: Evaluator) -> tuple[Iterable[Values], float]:
-    front = knapsack_of(evaluator).front(BUDGETS)
-    return [one.values for one in front], evaluator.clock
+    begun_s = evaluator.clock
+    program = knapsack_of(evaluator)
+    prepared_s = evaluator.clock - begun_s
+    return [one.values for one in program.front(BUDGETS)], prepared_s
 
 
 def sequential(evaluator: Evaluator, seed: int) -> float:
-    """Prune, then factorize, then quantize: each by NSGA-II from its uniform levels, for a third of the time."""
+    """Prune, then factorize, then quantize, a third of the time each.
+
+    Each stage is searched alone by NSGA-II, from its own uniform levels on, for several candidates along the front that
+    the stages before it left; it may leave them as they are.
+    """
     dense_first(evaluator)
-    space = evaluator.space
-    parents: list[Values] = [space.uniform()]
-    known: dict[str, Values] = {Plan().fingerprint: parents[0]}
-    for stage, kinds in enumerate((("keep", "remove"), ("rank",), ("precision", "bits"))):
-        until_s = evaluator.limit_s * (stage + 1) / 3
+    dense = evaluator.space.uniform()
+    known: dict[str, Values] = {Plan().fingerprint: dense}
+    for stage, kinds in enumerate(STAGES):
+        until_s = evaluator.limit_s * (stage + 1) / len(STAGES)
+        parents = _spread(evaluator, known, _carried(evaluator, until_s))
         for place, parent in enumerate(parents):
-            left_s = until_s - evaluator.clock
-            _search_some(evaluator, parent, kinds, evaluator.clock + left_s / (len(parents) - place), seed, known)
-        parents = _spread(evaluator, known)
+            own_s = evaluator.clock + (until_s - evaluator.clock) / (len(parents) - place)
+            _search_some(evaluator, parent, kinds, own_s, seed, known)
     return 0.0
 
 
+def _carried(evaluator: Evaluator, until_s: float) -> int:
+    """How many candidates a stage has the time to start from."""
+    affordable = (until_s - evaluator.clock) / max(typical_seconds(evaluator.trials), 1e-9)
+    return int(np.clip(affordable / EACH, *CARRIED))
+
+
 def _search_some(
-    evaluator: Evaluator, parent: Values, kinds, until_s: float, seed: int, known: dict[str, Values]
+    evaluator: Evaluator, parent: Values, kinds: Sequence[str], until_s: float, seed: int, known: dict[str, Values]
 ) -> None:
     space = evaluator.space
     own = tuple(v for v in space.variables if v.name.partition(":")[0] in kinds)
     held = {v.name: v.levels[int(parent[v.name])] for v in space.variables if v not in own}
     part = replace(space, variables=own, fixed={**space.fixed, **held})
-    proposer = controller(evaluator, "nsga2", seed, part, f"part-{len(known)}")
-    for values in _alike(own):
+    proposer = controller(evaluator, "nsga2", seed, part, f"part-{len(evaluator.trials)}")
+    for values in _alike(evaluator, own):
         proposer.enqueue(values, "uniform")
     with contextlib.suppress(Spent):
         while evaluator.clock < until_s:
-            proposal = proposer.ask()
+            proposal = proposer.ask(until_s - evaluator.clock)
             if proposal is None:
                 return
             trial = evaluator(proposal.plan, proposal.origin, proposal.number)
@@ -209,22 +250,25 @@ def _search_some(
             proposer.tell(proposal.number, trial)
 
 
-def _alike(variables) -> Iterator[Values]:
-    """Every level on all variables that have it."""
-    for level in range(max((len(v.levels) for v in variables if not v.name.startswith("remove:")), default=0)):
-        yield {v.name: 0 if v.name.startswith("remove:") else min(level, len(v.levels) - 1) for v in variables}
+def _alike(evaluator: Evaluator, variables: Sequence[Variable]) -> Iterator[Values]:
+    """Every level on all variables that have it; of structure, the uniform levels and depths."""
+    if any(v.name.startswith("keep:") for v in variables):
+        for removed, share in itertools.product(depths(evaluator), shares(evaluator)):
+            values = evaluator.space.uniform(keep=share, removed=tuple(removed))
+            yield {v.name: values[v.name] for v in variables}
+        return
+    for level in range(max((len(v.levels) for v in variables), default=0)):
+        yield {v.name: min(level, len(v.levels) - 1) for v in variables}
 
 
-def _spread(evaluator: Evaluator, known: dict[str, Values]) -> list[Values]:
-    """The front so far, thinned to `CARRIED` candidates evenly along it."""
-    front, best = [], -np.inf
-    sign = 1 if evaluator.task.metric.maximize else -1
-    for trial in sorted(evaluator.trials, key=lambda t: (t.latency.ratio, -sign * t.quality)):
-        if sign * trial.quality > best and trial.fingerprint in known:
-            front.append(known[trial.fingerprint])
-            best = sign * trial.quality
-    places = np.unique(np.linspace(0, len(front) - 1, min(CARRIED, len(front))).round().astype(int))
-    return [front[i] for i in places]
+def _spread(evaluator: Evaluator, known: dict[str, Values], count: int) -> list[Values]:
+    """The front so far, thinned to some candidates evenly along it."""
+    done = [trial for trial in evaluator.trials if trial.measured and trial.fingerprint in known]
+    points = [(trial.latency.ratio, trial.quality) for trial in done]
+    best = [done[i] for i in np.flatnonzero(nondominated(points, [False, evaluator.task.metric.maximize]))]
+    best.sort(key=lambda trial: trial.latency.ratio)
+    places = np.unique(np.linspace(0, len(best) - 1, min(count, len(best))).round().astype(int))
+    return [known[best[i].fingerprint] for i in places]
 
 
 METHODS: dict[str, Callable[[Evaluator, int], float]] = {
