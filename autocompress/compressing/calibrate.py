@@ -215,8 +215,9 @@ def _ends(watch: Watch, tail: float) -> dict[str, Range]:
     def see(name: str, value: Tensor) -> None:
         flat = value.reshape(-1).to(torch.float32)
         cut = int(flat.numel() * tail)
-        low = flat.kthvalue(cut + 1).values if cut else flat.min()
-        high = flat.kthvalue(flat.numel() - cut).values if cut else flat.max()
+        # so few of so many: several times quicker than kthvalue, which reorders them all
+        low = flat.topk(cut + 1, largest=False).values[-1] if cut else flat.min()
+        high = flat.topk(cut + 1).values[-1] if cut else flat.max()
         lows.setdefault(name, []).append(float(low))
         highs.setdefault(name, []).append(float(high))
 

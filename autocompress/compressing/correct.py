@@ -38,10 +38,15 @@ def mean_errors(
         if made.rounds_input:
             rounded = (made.input or steps_of_values(value)).round(value)
         weight: Tensor = module.weight  # type: ignore[assignment]
-        error = layer_output(module, value, weight) - layer_output(module, rounded, weights[name])
-        channels = error.transpose(1, -1) if isinstance(module, nn.Conv2d) else error
-        rows = channels.reshape(-1, channels.shape[-1])
-        sums[name] = sums.get(name, torch.zeros(())) + rows.sum(dim=0, dtype=torch.float64)
+        if isinstance(module, nn.Conv2d):
+            error = layer_output(module, value, weight) - layer_output(module, rounded, weights[name])
+            rows = error.transpose(1, -1).reshape(-1, weight.shape[0])
+            found = rows.sum(dim=0, dtype=torch.float64)
+        else:  # of a linear, the mean of the outputs is the output of the mean: two sums in place of two products
+            rows, others = (x.reshape(-1, x.shape[-1]) for x in (value, rounded))
+            found = weight.detach().double() @ rows.sum(dim=0, dtype=torch.float64)
+            found -= weights[name].double() @ others.sum(dim=0, dtype=torch.float64)
+        sums[name] = sums.get(name, torch.zeros(())) + found
         counts[name] = counts.get(name, 0) + len(rows)
 
     watch_inputs(model, codes, examples, batch_size, see)
