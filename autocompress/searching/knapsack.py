@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.layers import Group
-from autocompress.plan import Plan, removed_blocks
+from autocompress.plan import PRECISIONS, Plan, removed_blocks
 from autocompress.plan.check import removed_layers
 from autocompress.searching.atoms import Atoms
 from autocompress.searching.parts import Part, Parts, merged, touched_layers
@@ -184,14 +184,31 @@ class Knapsack:
 
     @cached_property
     def _cells(self) -> list[tuple[Plan, list[_Cell]]]:
-        """For each combination: the plan that leaves all parts as they are, and what options add to it."""
+        """For each combination: a plan, and what options add to it."""
         return [self._cells_under(shared) for shared in self.parts.shared]
 
     def _removed(self, plan: Plan) -> float:
         return float(len(removed_blocks(plan, self.space.table)))
 
+    @cached_property
+    def _around(self) -> Values:
+        """Everything in the precision that is fastest: what the other parts are while the options of one are priced.
+
+        Seconds of a latency table do not quite add up, since neighbours that compute alike save each other something;
+        near the plans that are worth finding they then do.
+        """
+        offered = {str(level) for v in self.space.structure if v.name.startswith("precision:") for level in v.levels}
+        uniform = [self.space.uniform(precision=precision) for precision in PRECISIONS if precision in offered]
+        every = [merged(self.parts.base, self._precisions(values)) for values in uniform]
+        fastest = min(every, key=lambda values: self.work.seconds(self.space.decode(values)), default={})
+        return self._precisions(fastest)
+
+    @staticmethod
+    def _precisions(values: Values) -> Values:
+        return {name: level for name, level in values.items() if name.startswith("precision:")}
+
     def _cells_under(self, shared: Values) -> tuple[Plan, list[_Cell]]:
-        rest = merged(self.parts.base, shared)
+        rest = merged(self.parts.base, self._around, shared)
         whole, cells = self.space.decode(rest), []
         twins: dict[object, _Cell] = {}
         for part in self.parts.parts:

@@ -1,7 +1,7 @@
 """Seconds of plans from the work that they leave, fitted to whatever whole models were measured so far. No torch.
 
-Steers a search from its first candidates on, without timing anything by itself; is never shown as measured. Where there
-is time for a latency table, that knows more.
+Steers a search from its first candidates on, without timing anything by itself; is never shown as measured. A device
+that is recorded brings its latency table, which takes the place of the work.
 """
 
 from __future__ import annotations
@@ -84,6 +84,15 @@ def work_model(table: LayerTable, dense_s: float, ratios: Mapping[Precision, flo
     lighter = [max(LEAST, (ratios.get(precision, 1.0) - (1 - work)) / work) for precision in PRECISIONS]
     believed = np.concatenate([shares * dense_s / np.maximum(dense[:OTHERS], 1.0), per_mac * np.array(lighter)])
     return WorkModel(features, believed, believed)
+
+
+def table_model(seconds: Callable[[Plan], float]) -> WorkModel:
+    """What is believed of a device whose latency table is at hand: what the table says."""
+
+    def features(plan: Plan) -> Array:
+        return np.array([seconds(plan)])
+
+    return WorkModel(features, np.ones(1), np.ones(1))
 
 
 def work_features(plan: Plan, table: LayerTable) -> Array:
