@@ -264,7 +264,7 @@ class Staged:
         child = dict(one)
         for part in knapsack.parts.parts:
             if self._draw.random() < 0.5:
-                child.update({name: other[name] for name in part.options[0]})
+                child.update({name: other[name] for name in part.names})
         return self._proposal(child, "refined")
 
     def _sampled(self, _knapsack: Knapsack) -> Proposal | None:

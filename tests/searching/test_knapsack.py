@@ -80,10 +80,10 @@ def test_costs_of_parts_add_up_to_those_of_the_whole(space):
     knapsack = knapsack_of(space, resources={"size": lambda plan: weight_bytes(plan, space.table)})
     draw = np.random.default_rng(0)
     for number, shared in enumerate(knapsack.parts.shared):
-        errors, costs, kept = knapsack._program(number, knapsack.kl)
+        errors, costs, offered = knapsack._program(number, knapsack.kl)
         for _ in range(10):
-            options = [int(draw.integers(len(row))) for row in kept]
-            chosen = [p.options[row[o]] for p, row, o in zip(knapsack.parts.parts, kept, options, strict=True)]
+            options = [int(draw.integers(len(row))) for row in offered]
+            chosen = [row[o] for row, o in zip(offered, options, strict=True)]
             values = merged(knapsack.parts.base, shared, *chosen)
             plan, sums = space.decode(values), {}
             for name, table in {"loss": errors, **costs}.items():
