@@ -306,12 +306,20 @@ class Knapsack:
         scopes = {scope: i for i, scope in enumerate(dict.fromkeys(name.partition(":")[2] for name in order))}
         offered = {la.name: choices[la.name] for la in layers if la.name in choices}
         return (
+            self._beside(touched) if self.work.by_place else (),
             tuple((name.partition(":")[0], scopes[name.partition(":")[2]], rest[name]) for name in order),
             tuple(tuple(option.get(name) for name in order) for one in (part, *part.inner) for option in one.options),
             tuple((la.kind, la.weight_shape, la.macs, la.params, la.groups, tuple(la.why_not)) for la in layers),
             tuple((id(c.rule), c.precisions, scopes.get(c.scope)) for c in offered.values()),
             tuple((group.kind, group.size, rest.get(f"keep:{group.name}")) for group in self._groups(touched)),
         )
+
+    def _beside(self, touched: frozenset[str]) -> tuple[object, ...]:
+        """What stands before and after some layers; nothing at the model's ends."""
+        layers = self.space.table.layers
+        places = [place for place, layer in enumerate(layers) if layer.name in touched]
+        beside = [layers[place] for place in (min(places) - 1, max(places) + 1) if 0 <= place < len(layers)]
+        return (min(places) > 0, *((layer.kind, layer.weight_shape, layer.macs) for layer in beside))
 
     def _groups(self, touched: frozenset[str]) -> list[Group]:
         """Counted groups that make or read structures of some layers."""

@@ -6,8 +6,9 @@ that is recorded brings its latency table, which takes the place of the work.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.optimize
@@ -41,11 +42,13 @@ class WorkModel:
         features: of a plan, ``(features,)``, none below 0.
         believed: seconds per unit of each feature before anything is measured, ``(features,)``.
         fitted: the same after `fit`.
+        by_place: whether a block's features depend on what computes before and after it.
     """
 
     features: Callable[[Plan], Array]
     believed: Array
     fitted: Array
+    by_place: bool = False
 
     def seconds(self, plan: Plan) -> float:
         """Expected seconds per query."""
@@ -62,7 +65,7 @@ class WorkModel:
         left = np.vstack([rows * self.believed / (NOISE * measured), np.eye(len(self.believed)) / DOUBT])
         right = np.repeat([1 / NOISE, 1 / DOUBT], [len(plans), len(self.believed)])
         factors, _residual = scipy.optimize.nnls(left, right)
-        return WorkModel(self.features, self.believed, factors * self.believed)
+        return replace(self, fitted=factors * self.believed)
 
 
 def work_model(table: LayerTable, dense_s: float, ratios: Mapping[Precision, float]) -> WorkModel:
@@ -92,7 +95,7 @@ def table_model(seconds: Callable[[Plan], float]) -> WorkModel:
     def features(plan: Plan) -> Array:
         return np.array([seconds(plan)])
 
-    return WorkModel(features, np.ones(1), np.ones(1))
+    return WorkModel(features, np.ones(1), np.ones(1), by_place=True)
 
 
 def work_features(plan: Plan, table: LayerTable) -> Array:
@@ -102,7 +105,7 @@ def work_features(plan: Plan, table: LayerTable) -> Array:
     for left in effective_layers(plan, table):
         if left.removed or not left.layer.macs:
             continue
-        dense_weights = np.prod(left.layer.weight_shape)
+        dense_weights = math.prod(left.layer.weight_shape)
         found[1] += 2 if left.factorize else 1
         found[OTHERS + PRECISIONS.index(left.precision)] += left.layer.macs * left.weights / dense_weights
     found[2] = len(table.blocks) - len(removed_blocks(plan, table))
