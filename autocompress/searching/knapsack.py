@@ -162,11 +162,17 @@ class Knapsack:
         return Expected(values, plan, self.work.seconds(plan), self.loss(values, plan))
 
     def _effective(self, values: Values, plan: Plan) -> Values:
-        """The values with choices in what the plan removes at their base, which loses nothing."""
+        """The values with choices at their base, which loses nothing, that the plan leaves no place for.
+
+        Those in what it removes, and fewer bits where the precision has no use for them.
+        """
         gone, effective = removed_layers(plan, self.space.table), dict(values)
         for name, touched in self._touched.items():
             kind, _, scope = name.partition(":")
             idle = scope not in plan.groups if kind == "remove" else touched <= gone
+            if kind == "bits" and not idle:
+                rounded = (plan.layers[layer].quantize for layer in touched if layer in plan.layers)
+                idle = all(quantize is None or quantize.weight_bits is None for quantize in rounded)
             if idle and name in effective:
                 effective[name] = self.parts.base[name]
         return effective
@@ -318,6 +324,8 @@ class Knapsack:
         """What stands before and after some layers; nothing at the model's ends."""
         layers = self.space.table.layers
         places = [place for place, layer in enumerate(layers) if layer.name in touched]
+        if not places:
+            return ()
         beside = [layers[place] for place in (min(places) - 1, max(places) + 1) if 0 <= place < len(layers)]
         return (min(places) > 0, *((layer.kind, layer.weight_shape, layer.macs) for layer in beside))
 

@@ -73,6 +73,31 @@ def test_a_loss_is_the_sum_of_what_has_an_effect(make_space):
     assert knapsack.expected({**values, heads: 1, gone: 1}).loss == kl[gone][1]
 
 
+def test_fewer_bits_lose_only_where_the_precision_has_a_use_for_them(make_space):
+    rule = {"match": "net.*", "precision": ["fp32", "int8", "int4-weights"], "weight_bits": [8, 4], "share": "all"}
+    knapsack = knapsack_of(make_space({"layers": [rule]}))
+    precision, bits = "precision:rule 0", "bits:rule 0"
+    for level, extra in enumerate([0.0, knapsack.kl[bits][1], 0.0]):
+        found = knapsack.expected({precision: level, bits: 1})
+        assert found.loss == pytest.approx(knapsack.kl[precision][level] + extra)
+
+
+def test_a_limit_of_bytes_makes_bits_worth_their_loss(make_space):
+    """Oracle: all candidates counted out."""
+    rule = {"match": "net.*", "precision": ["fp32", "int8"], "weight_bits": [8, 4, 3], "share": "block"}
+    space = make_space({"layers": [rule]})
+    size = {"size": lambda plan: weight_bytes(plan, space.table)}
+    limit = 0.5 * size["size"](space.decode(space.uniform(precision="int8"))) + 0.5 * size["size"](
+        space.decode({**space.uniform(precision="int8"), **{n: 2 for n in space.uniform() if n.startswith("bits")}})
+    )
+    knapsack = knapsack_of(space, {"size": limit}, resources=size)
+    within = [one.loss for one in everything(knapsack) if size["size"](one.plan) <= limit]
+    found = knapsack.at(1.0)
+    assert found is not None
+    assert found.loss == pytest.approx(min(within))
+    assert any(lp.quantize.weight_bits for lp in found.plan.layers.values())
+
+
 def test_blocks_that_must_stay_lose_nothing_by_being_asked_for(make_space):
     """Half the blocks stay, the first ones, whatever the values say."""
     knapsack = knapsack_of(make_space(SPACES["blocks"]))
