@@ -20,6 +20,7 @@ from autocompress.plan import Plan, Precision
 from autocompress.records import Origin, Part, Trial, append_line
 from autocompress.searching.controller import Controller, Proposal, Sampler, typical_seconds
 from autocompress.searching.mixed import make_solver
+from autocompress.searching.parts import drawn_from
 from autocompress.searching.prepare import make_staged
 from autocompress.searching.probe import Probe
 from autocompress.searching.runner import InProcess, Runner
@@ -135,7 +136,7 @@ class Loop:
         staged = self.space.rules.strategy == "staged"
         controller = Controller(
             self.shop.root / "study.journal",
-            self.space.untrained() if staged else self.space,
+            drawn_from(self.space.untrained()) if staged else self.space,
             self.shop.task.metric.maximize,
             self._violations,
             self.sampler,

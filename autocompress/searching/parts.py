@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from autocompress.layers import LayerTable
@@ -68,6 +68,18 @@ class Parts:
     def chosen(self) -> frozenset[str]:
         """Variables that the program decides on."""
         return frozenset(itertools.chain(*self.shared, *(part.names for part in self.parts)))
+
+
+def drawn_from(space: SearchSpace) -> SearchSpace:
+    """A space without training as refinements draw from it: nothing that the program leaves alone.
+
+    Where there is nothing else to choose, the space as it is.
+    """
+    held = [v for v in space.structure if v.name.partition(":")[0] in LEFT_ALONE]
+    left = tuple(v for v in space.variables if v not in held)
+    return (
+        replace(space, variables=left, fixed={**space.fixed, **{v.name: v.levels[0] for v in held}}) if left else space
+    )
 
 
 def parts_of(space: SearchSpace) -> Parts:

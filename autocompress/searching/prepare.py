@@ -49,12 +49,12 @@ def make_staged(
         probe: of the run.
         budgets: asked by the user; what they say of latency limits the program.
         trials: finished evaluations.
-        controller: over `space.untrained()`.
+        controller: of what refinements draw from `space.untrained()`.
         clock: of the search.
         seed: of all that is drawn.
         teller: is told how far it is, and what was found.
     """
-    untrained = controller.space
+    untrained = space.untrained()
     knapsack = None
     if untrained.structure:
         teller.stage("losses")

@@ -51,7 +51,7 @@ class Staged:
     Args:
         space: the whole space, recovery included.
         knapsack: over the same space without recovery; None where there is no structure to choose.
-        controller: over the same space without recovery; keeps the proposals of rung 0.
+        controller: over what refinements draw from in the same space; keeps the proposals of rung 0.
         judge: how trials are looked at.
         clock: where the search stands.
         corners: values without recovery that are measured whatever the program says, the most telling first.
@@ -76,6 +76,8 @@ class Staged:
         self.space = space
         self.knapsack = knapsack
         self._controller = controller
+        self._plain = space.untrained()
+        self._heaviest = {v.name: 0 for v in self._plain.structure}
         self._seen = Seen(judge, clock)
         self.climb = Climb(space, self._seen, seed)
         self._corners = list(corners)
@@ -88,7 +90,7 @@ class Staged:
             self._seen.keep(trial)
             values = controller.values(trial)
             if trial.rung == 0 and values is not None:
-                self._values[trial.fingerprint] = values
+                self._values[trial.fingerprint] = {**self._heaviest, **values}
 
     def ask(self, left_s: float = math.inf) -> Proposal | None:
         """The next plan; None when all that is worth it is done, or too little time is left.
@@ -221,7 +223,7 @@ class Staged:
 
     def _switched(self, knapsack: Knapsack) -> Proposal | None:
         """A front member with one choice heavier and another lighter, at about the same seconds."""
-        parents = [trial for trial in self._seen.front() if trial.fingerprint in self._values]
+        parents = self._parents()
         if not parents:
             return None
         parent = self._values[parents[self._draw.integers(len(parents))].fingerprint]
@@ -256,7 +258,7 @@ class Staged:
 
     def _crossed(self, knapsack: Knapsack) -> Proposal | None:
         """Two neighbours on the front mixed part by part."""
-        parents = [trial for trial in self._seen.front() if trial.fingerprint in self._values]
+        parents = self._parents()
         if len(parents) < 2:
             return None
         place = int(self._draw.integers(len(parents) - 1))
@@ -273,11 +275,17 @@ class Staged:
             return None  # the controller hears of it when it is told
         values = None if proposal is None else self._controller.asked(proposal.number)
         if proposal is not None and values is not None:
-            self._values[proposal.plan.fingerprint] = values
+            self._values[proposal.plan.fingerprint] = {**self._heaviest, **values}
         return proposal
 
     def _plan(self, values: Values) -> Plan:
-        return self._controller.space.decode(values)
+        return self._plain.decode(values)
+
+    def _parents(self) -> list[Trial]:
+        """Front members that refinements start from: those with recipes or zeros stay the corners that they are."""
+        held = self._heaviest.keys() - self._controller.space.by_name.keys()
+        found = ((trial, self._values.get(trial.fingerprint)) for trial in self._seen.front())
+        return [trial for trial, values in found if values is not None and not any(values[name] for name in held)]
 
     def _propose(self, values: Values, origin: Origin) -> Iterator[Proposal]:
         proposal = self._proposal(values, origin)
