@@ -212,8 +212,8 @@ class Knapsack:
         """Fit the model of seconds to whole candidates."""
         self.work = self.work.fit([plan for plan, _seconds in measured], [seconds for _plan, seconds in measured])
 
-    def learn_losses(self, measured: Sequence[tuple[Values, float]]) -> None:
-        """Correct the losses of single choices by what whole candidates lost, in nats.
+    def learn_losses(self, measured: Sequence[tuple[Values, Plan, float]]) -> None:
+        """Correct the losses of single choices by what whole candidates, values and plan, lost, in nats.
 
         A sum of losses stands for what it comes to by a power law, since what is lost in one place makes the others
         lose more; the power is fitted first, then each choice's loss is corrected by what is left. Candidates with
@@ -223,8 +223,8 @@ class Knapsack:
         rows = [self._measured_kl[name] for name in names]
         alone = self.parts.base.keys() - self.parts.chosen
         whole = [
-            (self._effective(values, self.space.decode(values)), kl)
-            for values, kl in measured
+            (self._effective(values, plan), kl)
+            for values, plan, kl in measured
             if kl > 0 and all(values.get(name) == self.parts.base[name] for name in alone)
         ]
         choices = [[int(values[name]) for name in names] for values, _kl in whole]

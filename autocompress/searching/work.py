@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import scipy.optimize
@@ -30,6 +30,9 @@ OTHERS = 4
 #: A multiply-add in any precision is believed to take at least this share of one in fp32.
 LEAST = 0.05
 
+#: Plans whose features are remembered.
+REMEMBERED = 4096
+
 #: Doubt of what is believed, as a share of it; and of any one measurement.
 DOUBT, NOISE = 0.6, 0.02
 
@@ -43,16 +46,25 @@ class WorkModel:
         believed: seconds per unit of each feature before anything is measured, ``(features,)``.
         fitted: the same after `fit`.
         by_place: whether a block's features depend on what computes before and after it.
+        known: features of plans that were asked for lately, by fingerprint.
     """
 
     features: Callable[[Plan], Array]
     believed: Array
     fitted: Array
     by_place: bool = False
+    known: dict[str, Array] = field(default_factory=dict, compare=False, repr=False)
 
     def seconds(self, plan: Plan) -> float:
         """Expected seconds per query."""
-        return float(self.features(plan) @ self.fitted)
+        return float(self._features(plan) @ self.fitted)
+
+    def _features(self, plan: Plan) -> Array:
+        if plan.fingerprint not in self.known:
+            if len(self.known) >= REMEMBERED:
+                self.known.clear()
+            self.known[plan.fingerprint] = self.features(plan)
+        return self.known[plan.fingerprint]
 
     def fit(self, plans: Sequence[Plan], seconds: Sequence[float]) -> WorkModel:
         """The coefficients, none below 0, that explain what was measured and stay near what is believed.
@@ -61,7 +73,7 @@ class WorkModel:
         relative, so that ``min Σ ((x·θ - y) / (NOISE·y))² + Σ ((θ - θ₀) / (DOUBT·θ₀))²  s.t.  θ ≥ 0``.
         """
         measured = np.asarray(seconds, dtype=float)[:, None]
-        rows = np.array([self.features(plan) for plan in plans]).reshape(len(plans), len(self.believed))
+        rows = np.array([self._features(plan) for plan in plans]).reshape(len(plans), len(self.believed))
         left = np.vstack([rows * self.believed / (NOISE * measured), np.eye(len(self.believed)) / DOUBT])
         right = np.repeat([1 / NOISE, 1 / DOUBT], [len(plans), len(self.believed)])
         factors, _residual = scipy.optimize.nnls(left, right)

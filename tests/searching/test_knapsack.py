@@ -329,7 +329,7 @@ def measured_by(knapsack, law, count, seed=0):
     found = []
     for _ in range(count):
         values = {v.name: int(draw.integers(len(v.levels))) for v in space.structure}
-        found.append((values, law(values)))
+        found.append((values, space.decode(values), law(values)))
     return found
 
 
@@ -357,7 +357,9 @@ def test_wrong_losses_are_corrected_so_that_the_order_is_right(make_space, make_
     unseen = measured_by(knapsack, law, 100, seed=9)
 
     def order():
-        return rank_correlation([knapsack.expected(values).loss for values, _kl in unseen], [kl for _v, kl in unseen])
+        return rank_correlation(
+            [knapsack.expected(values).loss for values, _p, _kl in unseen], [kl for _v, _p, kl in unseen]
+        )
 
     before = order()
     knapsack.learn_losses(measured_by(knapsack, law, 60))
@@ -367,7 +369,7 @@ def test_wrong_losses_are_corrected_so_that_the_order_is_right(make_space, make_
 def test_no_loss_falls_below_a_tenth_of_what_was_measured(make_space):
     knapsack = knapsack_of(make_space(SPACES["blocks"]))
     before = dict(knapsack.kl)
-    knapsack.learn_losses([(v, 1e-6 + 0.0 * kl) for v, kl in measured_by(knapsack, lambda _v: 1.0, 30)])
+    knapsack.learn_losses([(v, plan, 1e-6 + 0.0 * kl) for v, plan, kl in measured_by(knapsack, lambda _v: 1.0, 30)])
     for name, row in before.items():
         assert all(new >= 0.1 * old for new, old in zip(knapsack.kl[name], row, strict=True))
 
@@ -379,7 +381,7 @@ def test_candidates_that_teach_nothing(make_space):
     before, base = dict(knapsack.kl), knapsack.space.uniform()
     heads = {**base, "keep:net.0.attention/heads": 1}
     for measured in ([], [(base, 0.0)], [(heads, 0.0)], [({**heads, "sparsity:all layers": 1}, 5.0)]):
-        knapsack.learn_losses(measured)
+        knapsack.learn_losses([(values, knapsack.space.decode(values), kl) for values, kl in measured])
         assert knapsack.kl == before
 
 
@@ -388,7 +390,8 @@ def test_choices_within_what_is_removed_are_not_corrected(make_space):
     heads, gone = "keep:net.1.attention/heads", "remove:net.1"
     before = dict(knapsack.kl)
     base = knapsack.space.uniform()
-    knapsack.learn_losses([({**base, heads: 1, gone: 1}, 1.0), ({**base, "remove:net.0": 1}, 1e-3)])
+    measured = [({**base, heads: 1, gone: 1}, 1.0), ({**base, "remove:net.0": 1}, 1e-3)]
+    knapsack.learn_losses([(values, knapsack.space.decode(values), kl) for values, kl in measured])
     assert knapsack.kl[gone][1] > before[gone][1]
     assert knapsack.kl[heads] == pytest.approx(before[heads])
 
