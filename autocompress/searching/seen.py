@@ -85,6 +85,7 @@ class Seen:
         self.under_way: dict[str, Proposal] = {}
         self.left_s = math.inf
         self._dense: float | None = None
+        self._best: float | None = None
         self._front: list[Trial] | None = None
         self._spent: dict[int, tuple[int, float]] = {}
 
@@ -97,6 +98,8 @@ class Seen:
                 self._spent[one.rung] = (count + sign, seconds + sign * sum(one.seconds.values()))
         if self._front is not None and (known is not None or self._changes(trial, self._front)):
             self._front = None
+        if self._best is not None and (known is not None or (trial.quality or 0.0) > self._best):
+            self._best = None
         self.trials[trial.fingerprint] = trial
         if self._dense is None and trial.quality is not None and trial.plan == Plan():
             self._dense = trial.quality
@@ -156,7 +159,9 @@ class Seen:
         """Of the dense model; before it is known, the best there is."""
         if self._dense is not None:
             return self._dense
-        return max((trial.quality or 0.0 for trial in self.trials.values()), default=0.0)
+        if self._best is None:
+            self._best = max((trial.quality or 0.0 for trial in self.trials.values()), default=0.0)
+        return self._best
 
     def drop(self, trial: Trial) -> float:
         """Quality lost against dense; more is worse."""
