@@ -42,12 +42,12 @@ class Front:
     final: bool = False
     scores: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False, compare=False)
 
-    @property
+    @cached_property
     def dense(self) -> Trial | None:
         """The measured dense trial."""
         return next((t for t in self.measured if t.origin == "dense"), None)
 
-    @property
+    @cached_property
     def measured(self) -> tuple[Trial, ...]:
         """Trials with latency and quality that did not fail afterwards, within the budgets or not."""
         return tuple(t for t in self.trials if t.measured and t.state in ("DONE", "INFEASIBLE"))
@@ -69,17 +69,17 @@ class Front:
         assert value is not None
         return value
 
-    @property
+    @cached_property
     def judged(self) -> tuple[Trial, ...]:
         """What the front is chosen from: the finalists, or before there are any, every measured trial."""
         return self.finalists or self.measured
 
-    @property
+    @cached_property
     def feasible(self) -> tuple[Trial, ...]:
         """Judged trials within the budgets."""
         return tuple(t for t in self.judged if t.state == "DONE")
 
-    @property
+    @cached_property
     def points(self) -> tuple[Trial, ...]:
         """Non-dominated feasible trials by validation quality and latency ratio to the fastest dense, fast to slow."""
         return self._nondominated(self.feasible)
@@ -94,7 +94,7 @@ class Front:
                 found[slower.fingerprint] = (faster.fingerprint,)
         return found
 
-    @property
+    @cached_property
     def references(self) -> tuple[Trial, ...]:
         """What every reader compares with: dense, and the best of the uniform int8 trials."""
         uniform = [t for t in self.measured if t.origin == "uniform-int8"]
@@ -112,12 +112,16 @@ class Front:
 
     def clearly_dominated(self, trial: Trial, faster: float = 0.95, better: float = 0.01) -> bool:
         """Whether a measured trial is over 5 % faster than this one and better by over 0.01 of the quality's size."""
+        ratios, qualities = self._figures
         quality = self.quality(trial)
-        margin = better * max(abs(quality), 1e-9)
-        return any(
-            _ratio(other) < faster * _ratio(trial) and self.lost(quality, self.quality(other)) > margin
-            for other in self.measured
-        )
+        gained = (qualities - quality) * (1 if self.maximize else -1)
+        return bool(((ratios < faster * _ratio(trial)) & (gained > better * max(abs(quality), 1e-9))).any())
+
+    @cached_property
+    def _figures(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Latency ratios and qualities of the measured trials, ``(n,)`` each."""
+        found = np.array([[_ratio(t), self.quality(t)] for t in self.measured]).reshape(-1, 2)
+        return found[:, 0], found[:, 1]
 
     def hypervolume(self) -> float:
         """Of the feasible trials, in the coordinates of `pareto.search_point`; 0.0 before dense is measured."""

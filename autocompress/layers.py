@@ -171,9 +171,12 @@ class LayerTable:
 
     @property
     def writes_tokens(self) -> bool:
-        """Whether a head outside the blocks scores the very tokens that an embedding reads, as language models do."""
-        vocabularies = {layer.weight_shape for layer in self.layers if layer.kind == "embedding"}
-        return any(la.kind == "linear" and not la.block and la.weight_shape in vocabularies for la in self.layers)
+        """Whether a head outside the blocks scores the very tokens that are read, as language models do.
+
+        Tokens are what the first embedding looks up; a classifier may well have as many classes as there are types.
+        """
+        tokens = next((layer.weight_shape for layer in self.layers if layer.kind == "embedding"), None)
+        return any(la.kind == "linear" and not la.block and la.weight_shape == tokens for la in self.layers)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data that `from_json` reads back."""

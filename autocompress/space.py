@@ -21,6 +21,7 @@ from autocompress.plan import (
     Plan,
     Precision,
     Prune,
+    Quantize,
     effective_layers,
     legal_precisions,
 )
@@ -170,13 +171,16 @@ class SearchSpace:
             if precision == "int4-weights" and effective.layer.kind == "embedding" and effective.shape[1] % INT4_GROUP:
                 precision = choice.precisions[_lightest_up_to(choice.precisions, "int8-weights")]
             bits = int(self._level(values, f"bits:{choice.scope}", 8))
-            quantize = choice.rule.quantized(precision, bits)
-            if quantize and effective.layer.groups > 1:
-                quantize = replace(quantize, rounding="nearest")
-            if quantize and effective.layer.kind == "embedding":
-                quantize = replace(quantize, rounding="nearest", bias_correction=False)
-            layers[effective.layer.name] = LayerPlan(quantize=quantize)
+            key = (effective.layer.name, precision, bits)
+            if key not in self._rounded:
+                self._rounded[key] = LayerPlan(quantize=_quantized(effective.layer, choice.rule, precision, bits))
+            layers[effective.layer.name] = self._rounded[key]
         return layers
+
+    @cached_property
+    def _rounded(self) -> dict[tuple[str, Precision, int], LayerPlan]:
+        """Layer plans of bits alone that were made before, by layer: a search decodes the same ones over and over."""
+        return {}
 
     def _decode_weights(self, values: Mapping[str, int | float], plan: Plan) -> dict[str, LayerPlan]:
         """Ranks, and zeros where there is no rank, beside the bits of the plan."""
@@ -254,6 +258,15 @@ class SearchSpace:
                 default = float(getattr(self.rules.distill.default, kind))
                 values[variable.name] = min(max(default, variable.low), variable.high)
         return values
+
+
+def _quantized(layer: Layer, rule: LayerRule, precision: Precision, bits: int) -> Quantize | None:
+    quantize = rule.quantized(precision, bits)
+    if quantize and layer.groups > 1:
+        quantize = replace(quantize, rounding="nearest")
+    if quantize and layer.kind == "embedding":
+        quantize = replace(quantize, rounding="nearest", bias_correction=False)
+    return quantize
 
 
 def _draws(plan: Plan) -> bool:

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from autocompress.errors import ModelError, SpaceError
-from autocompress.layers import Group, LayerTable, Slice, Stub
+from autocompress.layers import Group, Layer, LayerTable, Slice, Stub
 
 
 def test_json_round_trip_gives_an_equal_table(table):
@@ -83,3 +83,12 @@ def test_unknown_layer_and_group_show_near_names(table):
     with pytest.raises(ModelError, match=r"no group 'net\.0\.mlp/neuron'; did you mean 'net\.0\.mlp/neurons'"):
         table.group("net.0.mlp/neuron")
     assert table.group("net.1.mlp/neurons").size == 16
+
+
+def test_tokens_are_what_the_first_embedding_looks_up() -> None:
+    """A classifier of two classes beside two token types scores no tokens; a head over the vocabulary does."""
+    words, types = Layer("words", "embedding", (50, 8), 400, 0), Layer("types", "embedding", (2, 8), 16, 0)
+    classifier, head = Layer("classifier", "linear", (2, 8), 18, 16), Layer("head", "linear", (50, 8), 450, 400)
+    assert not LayerTable((words, types, classifier), (), 434).writes_tokens
+    assert LayerTable((words, types, head), (), 866).writes_tokens
+    assert not LayerTable((classifier,), (), 18).writes_tokens

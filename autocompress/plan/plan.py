@@ -58,7 +58,8 @@ class Plan:
 
     def __post_init__(self) -> None:
         """Sort and freeze the mappings; drop layer plans that say nothing; refuse what contradicts itself."""
-        said = {name: lp for name, lp in self.layers.items() if lp != LayerPlan()}
+        nothing = LayerPlan()
+        said = {name: lp for name, lp in self.layers.items() if lp != nothing}
         object.__setattr__(self, "groups", MappingProxyType(dict(sorted(self.groups.items()))))
         object.__setattr__(self, "layers", MappingProxyType(dict(sorted(said.items()))))
         faults = [*self._strangers()] or [*self._contradictions()]

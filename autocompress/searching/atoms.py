@@ -1,4 +1,7 @@
-"""What each single choice of a joint space loses: KL to the dense model with one variable at one level alone."""
+"""What each single choice of a joint space loses: KL to the dense model with one variable at one level alone.
+
+Fewer bits are measured on top of the precision that they belong to: alone they have no effect.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,8 @@ from autocompress.compressing.losses import losses
 from autocompress.compressing.sensitivity import sensitivities
 from autocompress.layers import LayerTable
 from autocompress.plan import Plan
-from autocompress.searching.parts import Parts, merged
-from autocompress.space import SearchSpace, Variable
+from autocompress.searching.parts import Parts
+from autocompress.space import SearchSpace, Values, Variable
 
 Say = Callable[[str], None]
 
@@ -36,7 +39,8 @@ class Atoms:
     """Losses of single choices.
 
     Attributes:
-        kl: by variable, of each of its levels, in nats above the base; 0 for the base's own level.
+        kl: by variable, of each of its levels, in nats above the base, or of fewer bits above the precision that they
+            belong to; 0 for the base's own level.
         measured: how many of them were measured.
         count: how many there are; the others are estimated from their like.
     """
@@ -58,10 +62,13 @@ def measure_atoms(bank: Bank, space: SearchSpace, parts: Parts, samples: int, li
         say: is told how far it is.
     """
     wanted = _in_order(space, parts)
-    plans = {atom: space.decode(merged(parts.base, {atom[0]: atom[1]})) for atom in wanted}
+    under = {name: _belongs_to(name, space, parts.base) for name, _level in wanted}
+    plans = {(name, level): space.decode({**under[name], name: level}) for name, level in wanted}
+    before = {name: space.decode(values) for name, values in under.items()}
     base = space.decode(parts.base)
-    rounding = [plan for plan in dict.fromkeys(plans.values()) if base == Plan() and _only_quantizes(plan)]
-    others = [base, *(plan for plan in plans.values() if plan not in set(rounding))]
+    every = list(dict.fromkeys(plan for name, level in wanted for plan in (before[name], plans[name, level])))
+    rounding = [plan for plan in every if base == Plan() and _only_quantizes(plan)]
+    others = [base, *(plan for plan in every if plan not in set(rounding))]
     share = len(rounding) / (len(rounding) + len(others))
     begun, found = time.perf_counter(), dict[Plan, float]()
     for start in range(0, len(rounding), TOGETHER):
@@ -70,13 +77,30 @@ def measure_atoms(bank: Bank, space: SearchSpace, parts: Parts, samples: int, li
             found |= {plan: one.kl for plan, one in sensitivities(bank, part, samples=samples, say=say).items()}
     left_s = limit_s - (time.perf_counter() - begun)
     found |= losses(bank, others, samples=samples, limit_s=left_s, say=say)
-    known = {atom: max(0.0, found[plan] - found[base]) for atom, plan in plans.items() if plan in found}
+    known = {
+        (name, level): max(0.0, found[plan] - found[before[name]])
+        for (name, level), plan in plans.items()
+        if plan in found and before[name] in found
+    }
     filled = estimated({v.name: _kind(v, space.table) for v in space.structure}, known, wanted)
     kl = {
         variable.name: tuple(filled.get((variable.name, level), 0.0) for level in range(len(variable.levels)))
         for variable in space.structure
     }
     return Atoms(kl, len(known), len(wanted))
+
+
+def _belongs_to(name: str, space: SearchSpace, base: Values) -> Values:
+    """The base; for fewer bits, with the heaviest precision that has a use for them."""
+    kind, _, scope = name.partition(":")
+    precision = space.by_name.get(f"precision:{scope}")
+    if kind == "bits" and precision is not None:
+        lightest = len(space.by_name[name].levels) - 1
+        for level in range(len(precision.levels)):
+            values: Values = {**base, precision.name: level}
+            if space.decode(values) != space.decode({**values, name: lightest}):
+                return values
+    return dict(base)
 
 
 def _only_quantizes(plan: Plan) -> bool:

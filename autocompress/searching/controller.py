@@ -165,13 +165,14 @@ class Controller:
     def add(self, values: Values, trial: Trial) -> None:
         """Learn of a trial that was not asked for here; in one line of the journal, where a proposal takes dozens.
 
-        A genetic sampler makes no parent of it; see `enqueue`.
+        A genetic sampler makes no parent of it; see `enqueue`. What the space could not propose is remembered only.
         """
-        if self._known.get(trial.fingerprint) is None and trial.measured:
+        own = {name: values[name] for name in self._distributions}
+        if trial.measured and trial.fingerprint not in self._known and self.space.decode(own) == trial.plan:
             with storage_errors(self._journal):
-                self._study.add_trial(self._finished(values, trial, {PLAN: trial.fingerprint}))
+                self._study.add_trial(self._finished(own, trial, {PLAN: trial.fingerprint}))
+            self._values[trial.fingerprint] = own
         self._remember(trial)
-        self._values[trial.fingerprint] = dict(values)
         for each in self._under_way.pop(trial.fingerprint, ()):
             self._tell(each, trial)
 

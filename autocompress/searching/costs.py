@@ -11,19 +11,25 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from autocompress.errors import AutocompressError, StorageError
+from autocompress.errors import AutocompressError, MeasureError, StorageError
 from autocompress.layers import LayerTable
+from autocompress.measure.dense import AnyBench
 from autocompress.pipeline import build_into
 from autocompress.plan import INT4_GROUP, EffectiveLayer, LayerPlan, Plan, Precision, effective_layers
 from autocompress.records import write_json
 from autocompress.searching.probe import Probe
+from autocompress.tables import RecordedBench
 from autocompress.workshop import Workshop
 
 #: Seconds per query that a plan is expected to take.
 Predict = Callable[[Plan], float]
+
+
+#: What a recorded table knows nothing of is taken for so many times dense, so that nothing is chosen for its speed.
+UNKNOWN = 10.0
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,24 @@ class Costs:
     def seconds(self, plan: Plan) -> float:
         """Expected seconds of a plan that only quantizes."""
         return self.dense_s + sum(self.extra_s.get((name, lp.precision), 0.0) for name, lp in plan.layers.items())
+
+
+def recorded_seconds(bench: AnyBench) -> Predict | None:
+    """Seconds of plans as a recorded device's table has them; None where the device is none.
+
+    A recipe is passed over, since what it leaves is not known before.
+    """
+    if not isinstance(bench, RecordedBench):
+        return None
+    dense = bench.seconds(Plan())
+
+    def seconds(plan: Plan) -> float:
+        try:
+            return bench.seconds(replace(plan, learn=None))
+        except MeasureError:  # a precision that was not recorded: whoever proposes it meets the same fault
+            return UNKNOWN * dense
+
+    return seconds
 
 
 def measure_costs(

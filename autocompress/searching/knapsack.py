@@ -6,7 +6,7 @@ What whole candidates were measured to lose and to take corrects both, and the p
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.layers import Group
-from autocompress.plan import Plan, removed_blocks
+from autocompress.plan import PRECISIONS, Plan, removed_blocks
 from autocompress.plan.check import removed_layers
 from autocompress.searching.atoms import Atoms
 from autocompress.searching.parts import Part, Parts, merged, touched_layers
@@ -26,6 +26,9 @@ Array = NDArray[np.float64]
 
 #: Doubt of a single choice's loss, and of what a whole candidate loses, as shares of them.
 LOSS_DOUBT, LOSS_NOISE = 0.6, 0.15
+
+#: Choices of one part that the program considers at most, where they are put together of inner ones.
+MOST_KEPT = 150
 
 #: Whole candidates from which the bend between sums of losses and what they come to is fitted, and its bounds.
 BEND_FROM, BENDS = 4, (0.5, 2.5)
@@ -49,18 +52,67 @@ class Expected:
 
 
 @dataclass(frozen=True)
-class _Cell:
-    """The options of one part under one combination of shared values: what they add to a plan.
+class _Added:
+    """What some options add to a plan.
 
     Attributes:
-        part: whose options.
         more: to the features of seconds, ``(options, features)``.
         others: to each other resource, ``(options,)``.
     """
 
-    part: Part
     more: Array
     others: Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """The options of one part under one combination of shared values.
+
+    Attributes:
+        part: whose options.
+        added: by its options.
+        inner: by those of each of its inner parts, one for each of its own options, which may share them.
+    """
+
+    part: Part
+    added: _Added
+    inner: tuple[tuple[_Added, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class _Choices:
+    """What can be chosen in one part: numbers that the program is about, and the values behind them.
+
+    Attributes:
+        lost: ``(choices,)``.
+        takes: each resource, in one order, ``(choices, resources)``.
+        values: of each choice.
+    """
+
+    lost: Array
+    takes: Array
+    values: Sequence[Values]
+
+    def kept(self) -> _Choices:
+        """Those that no other beats."""
+        good = undominated(self.lost, self.takes.T)
+        return _Choices(self.lost[good], self.takes[good], [self.values[choice] for choice in good])
+
+    def times(self, other: _Choices) -> _Choices:
+        """Every choice with every one of another part: those that none beats, `MOST_KEPT` of them at most."""
+        lost = (self.lost[:, None] + other.lost).ravel()
+        takes = (self.takes[:, None] + other.takes).reshape(len(lost), -1)
+        good = _spread(undominated(lost, takes.T), takes[:, 0])
+        pairs = [divmod(choice, len(other.lost)) for choice in good]
+        return _Choices(lost[good], takes[good], [{**self.values[a], **other.values[b]} for a, b in pairs])
+
+
+def _spread(choices: Sequence[int], along: Array) -> list[int]:
+    """Of more than `MOST_KEPT` choices so many, evenly from the least to the most of what they take."""
+    if len(choices) <= MOST_KEPT:
+        return list(choices)
+    ordered = sorted(choices, key=lambda choice: float(along[choice]))
+    return sorted({ordered[place] for place in np.linspace(0, len(ordered) - 1, MOST_KEPT).round().astype(int)})
 
 
 #: What a plan takes of something beside seconds.
@@ -110,11 +162,17 @@ class Knapsack:
         return Expected(values, plan, self.work.seconds(plan), self.loss(values, plan))
 
     def _effective(self, values: Values, plan: Plan) -> Values:
-        """The values with choices in what the plan removes at their base, which loses nothing."""
+        """The values with choices at their base, which loses nothing, that the plan leaves no place for.
+
+        Those in what it removes, and fewer bits where the precision has no use for them.
+        """
         gone, effective = removed_layers(plan, self.space.table), dict(values)
         for name, touched in self._touched.items():
             kind, _, scope = name.partition(":")
             idle = scope not in plan.groups if kind == "remove" else touched <= gone
+            if kind == "bits" and not idle:
+                rounded = (plan.layers[layer].quantize for layer in touched if layer in plan.layers)
+                idle = all(quantize is None or quantize.weight_bits is None for quantize in rounded)
             if idle and name in effective:
                 effective[name] = self.parts.base[name]
         return effective
@@ -132,21 +190,21 @@ class Knapsack:
         """
         found: list[Expected] = []
         for number in range(len(self.parts.shared)):
-            errors, costs, kept = self._program(number, kl or self.kl)
+            errors, costs, values = self._program(number, kl or self.kl)
             for solution in front(errors, costs, "latency", points, self.limits):
                 assert solution.options is not None
-                found.append(self._chosen(number, kept, solution.options))
+                found.append(self._chosen(number, values, solution.options))
         return thinned(found)
 
     def at(self, seconds: float, kl: Mapping[str, Sequence[float]] | None = None) -> Expected | None:
         """The candidate with the least loss within some seconds; None where nothing is that fast."""
         best: Expected | None = None
         for number in range(len(self.parts.shared)):
-            errors, costs, kept = self._program(number, kl or self.kl)
+            errors, costs, values = self._program(number, kl or self.kl)
             limits = {**self.limits, "latency": min(seconds, self.limits.get("latency", math.inf))}
             options = solve(errors, costs, limits).options
             if options is not None:
-                made = self._chosen(number, kept, options)
+                made = self._chosen(number, values, options)
                 best = made if best is None or made.loss < best.loss else best
         return best
 
@@ -154,8 +212,8 @@ class Knapsack:
         """Fit the model of seconds to whole candidates."""
         self.work = self.work.fit([plan for plan, _seconds in measured], [seconds for _plan, seconds in measured])
 
-    def learn_losses(self, measured: Sequence[tuple[Values, float]]) -> None:
-        """Correct the losses of single choices by what whole candidates lost, in nats.
+    def learn_losses(self, measured: Sequence[tuple[Values, Plan, float]]) -> None:
+        """Correct the losses of single choices by what whole candidates, values and plan, lost, in nats.
 
         A sum of losses stands for what it comes to by a power law, since what is lost in one place makes the others
         lose more; the power is fitted first, then each choice's loss is corrected by what is left. Candidates with
@@ -165,8 +223,8 @@ class Knapsack:
         rows = [self._measured_kl[name] for name in names]
         alone = self.parts.base.keys() - self.parts.chosen
         whole = [
-            (self._effective(values, self.space.decode(values)), kl)
-            for values, kl in measured
+            (self._effective(values, plan), kl)
+            for values, plan, kl in measured
             if kl > 0 and all(values.get(name) == self.parts.base[name] for name in alone)
         ]
         choices = [[int(values[name]) for name in names] for values, _kl in whole]
@@ -184,14 +242,31 @@ class Knapsack:
 
     @cached_property
     def _cells(self) -> list[tuple[Plan, list[_Cell]]]:
-        """For each combination: the plan that leaves all parts as they are, and what options add to it."""
+        """For each combination: a plan, and what options add to it."""
         return [self._cells_under(shared) for shared in self.parts.shared]
 
     def _removed(self, plan: Plan) -> float:
         return float(len(removed_blocks(plan, self.space.table)))
 
+    @cached_property
+    def _around(self) -> Values:
+        """Everything in the precision that is fastest: what the other parts are while the options of one are priced.
+
+        Seconds of a latency table do not quite add up, since neighbours that compute alike save each other something;
+        near the plans that are worth finding they then do.
+        """
+        offered = {str(level) for v in self.space.structure if v.name.startswith("precision:") for level in v.levels}
+        uniform = [self.space.uniform(precision=precision) for precision in PRECISIONS if precision in offered]
+        every = [merged(self.parts.base, self._precisions(values)) for values in uniform]
+        fastest = min(every, key=lambda values: self.work.seconds(self.space.decode(values)), default={})
+        return self._precisions(fastest)
+
+    @staticmethod
+    def _precisions(values: Values) -> Values:
+        return {name: level for name, level in values.items() if name.startswith("precision:")}
+
     def _cells_under(self, shared: Values) -> tuple[Plan, list[_Cell]]:
-        rest = merged(self.parts.base, shared)
+        rest = merged(self.parts.base, self._around, shared)
         whole, cells = self.space.decode(rest), []
         twins: dict[object, _Cell] = {}
         for part in self.parts.parts:
@@ -199,29 +274,60 @@ class Knapsack:
             if alike in twins:
                 cells.append(replace(twins[alike], part=part))
                 continue
-            plans = [self.space.decode(merged(rest, option)) for option in part.options]
-            more = np.array([self.work.features(plan) - self.work.features(whole) for plan in plans])
-            others = {
-                name: np.array([take(plan) - take(whole) for plan in plans]) for name, take in self._resources.items()
-            }
-            twins[alike] = _Cell(part, more, others)
+            twins[alike] = _Cell(part, self._added(rest, part.options), tuple(self._inner(part, rest)))
             cells.append(twins[alike])
         return whole, cells
 
+    def _added(self, rest: Values, options: Sequence[Values]) -> _Added:
+        whole, plans = self.space.decode(rest), [self.space.decode(merged(rest, option)) for option in options]
+        before = self.work.features(whole)
+        more = np.array([self.work.features(plan) - before for plan in plans])
+        others = {
+            name: np.array([take(plan) - take(whole) for plan in plans]) for name, take in self._resources.items()
+        }
+        return _Added(more, others)
+
+    def _inner(self, part: Part, rest: Values) -> Iterator[tuple[_Added, ...]]:
+        """What each inner part's options add under every option of the part, of which few reach its layers."""
+        for alone in part.inner:
+            layers = self._reached(alone)
+            near = [name for name in part.options[0] if not layers.isdisjoint(touched_layers(name, self.space))]
+            known: dict[tuple[int | float | None, ...], _Added] = {}
+            found = []
+            for option in part.options:
+                key = tuple(option.get(name) for name in near)
+                if key not in known:
+                    own = {name: option[name] for name in near if name in option}
+                    known[key] = self._added(merged(rest, own), alone.options)
+                found.append(known[key])
+            yield tuple(found)
+
+    def _reached(self, part: Part) -> frozenset[str]:
+        return frozenset().union(*(touched_layers(name, self.space) for name in part.names))
+
     def _alike(self, part: Part, rest: Values) -> object:
         """Equal for parts whose options add the same: blocks at different depths."""
-        table, choices, order = self.space.table, self.space.choices, list(part.options[0])
-        touched = frozenset().union(*(touched_layers(name, self.space) for name in order))
+        table, choices, order, touched = self.space.table, self.space.choices, part.names, self._reached(part)
         layers = [layer for layer in table.layers if layer.name in touched]
         scopes = {scope: i for i, scope in enumerate(dict.fromkeys(name.partition(":")[2] for name in order))}
         offered = {la.name: choices[la.name] for la in layers if la.name in choices}
         return (
+            self._beside(touched) if self.work.by_place else (),
             tuple((name.partition(":")[0], scopes[name.partition(":")[2]], rest[name]) for name in order),
-            tuple(tuple(option.get(name) for name in order) for option in part.options),
+            tuple(tuple(option.get(name) for name in order) for one in (part, *part.inner) for option in one.options),
             tuple((la.kind, la.weight_shape, la.macs, la.params, la.groups, tuple(la.why_not)) for la in layers),
             tuple((id(c.rule), c.precisions, scopes.get(c.scope)) for c in offered.values()),
             tuple((group.kind, group.size, rest.get(f"keep:{group.name}")) for group in self._groups(touched)),
         )
+
+    def _beside(self, touched: frozenset[str]) -> tuple[object, ...]:
+        """What stands before and after some layers; nothing at the model's ends."""
+        layers = self.space.table.layers
+        places = [place for place, layer in enumerate(layers) if layer.name in touched]
+        if not places:
+            return ()
+        beside = [layers[place] for place in (min(places) - 1, max(places) + 1) if 0 <= place < len(layers)]
+        return (min(places) > 0, *((layer.kind, layer.weight_shape, layer.macs) for layer in beside))
 
     def _groups(self, touched: frozenset[str]) -> list[Group]:
         """Counted groups that make or read structures of some layers."""
@@ -233,28 +339,47 @@ class Knapsack:
 
     def _program(
         self, number: int, kl: Mapping[str, Sequence[float]]
-    ) -> tuple[list[list[float]], dict[str, list[list[float]]], list[list[int]]]:
-        """Errors and costs of the options that are worth considering, and their numbers."""
+    ) -> tuple[list[list[float]], dict[str, list[list[float]]], list[Sequence[Values]]]:
+        """Errors and costs of the choices of each part that are worth considering, and their values."""
         whole, cells = self._cells[number]
-        shares = {name: take(whole) / max(1, len(cells)) for name, take in self._resources.items()}
-        shares["latency"] = self.work.seconds(whole) / max(1, len(cells))
-        errors: list[list[float]] = []
-        costs: dict[str, list[list[float]]] = {name: [] for name in shares}
-        kept: list[list[int]] = []
-        for cell in cells:
-            lost = [sum(kl[name][int(level)] for name, level in option.items()) for option in cell.part.options]
-            more = {**cell.others, "latency": cell.more @ self.work.fitted}
-            takes = {name: (share + more[name]).tolist() for name, share in shares.items()}
-            good = undominated(lost, [takes[name] for name in shares])
-            kept.append(good)
-            errors.append([lost[i] for i in good])
-            for name in shares:
-                costs[name].append([takes[name][i] for i in good])
-        return errors, costs, kept
+        totals = {"latency": self.work.seconds(whole)} | {n: take(whole) for n, take in self._resources.items()}
+        share = np.array(list(totals.values())) / max(1, len(cells))
+        found = [self._choices(cell, kl) for cell in cells]
+        errors = [choices.lost.tolist() for choices in found]
+        costs = {
+            name: [(share[place] + choices.takes[:, place]).tolist() for choices in found]
+            for place, name in enumerate(totals)
+        }
+        return errors, costs, [choices.values for choices in found]
 
-    def _chosen(self, number: int, kept: Sequence[Sequence[int]], options: Sequence[int]) -> Expected:
-        _whole, cells = self._cells[number]
-        chosen = [cell.part.options[good[o]] for cell, good, o in zip(cells, kept, options, strict=True)]
+    def _choices(self, cell: _Cell, kl: Mapping[str, Sequence[float]]) -> _Choices:
+        """Those of a part that none beats; its inner parts are taken in one after another, under each option."""
+        outer = self._priced(cell.part.options, cell.added, kl)
+        if not cell.inner:
+            return outer.kept()
+        known: dict[int, _Choices] = {}
+        found = []
+        for place in range(len(cell.part.options)):
+            made = _Choices(outer.lost[[place]], outer.takes[[place]], [outer.values[place]])
+            for alone, each in zip(cell.part.inner, cell.inner, strict=True):
+                added = each[place]
+                if id(added) not in known:
+                    known[id(added)] = self._priced(alone.options, added, kl).kept()
+                made = made.times(known[id(added)])
+            found.append(made)
+        return _Choices(
+            np.concatenate([made.lost for made in found]),
+            np.concatenate([made.takes for made in found]),
+            [values for made in found for values in made.values],
+        ).kept()
+
+    def _priced(self, options: Sequence[Values], added: _Added, kl: Mapping[str, Sequence[float]]) -> _Choices:
+        lost = np.array([sum(kl[name][int(level)] for name, level in option.items()) for option in options])
+        takes = [added.more @ self.work.fitted, *(added.others[name] for name in self._resources)]
+        return _Choices(lost, np.stack(takes, axis=1), options)
+
+    def _chosen(self, number: int, values: Sequence[Sequence[Values]], options: Sequence[int]) -> Expected:
+        chosen = [row[option] for row, option in zip(values, options, strict=True)]
         return self.expected(merged(self.parts.base, self.parts.shared[number], *chosen))
 
 

@@ -20,6 +20,7 @@ from autocompress.plan import Plan, Precision
 from autocompress.records import Origin, Part, Trial, append_line
 from autocompress.searching.controller import Controller, Proposal, Sampler, typical_seconds
 from autocompress.searching.mixed import make_solver
+from autocompress.searching.parts import drawn_from
 from autocompress.searching.prepare import make_staged
 from autocompress.searching.probe import Probe
 from autocompress.searching.runner import InProcess, Runner
@@ -93,12 +94,16 @@ class Loop:
     search_s: float = 0.0
     worked_s: float = 0.0
     stage: str = "probe"
+    _front: Front | None = field(default=None, init=False, repr=False)
+    _bare: set[str] = field(default_factory=set, init=False, repr=False)
 
     @property
     def front(self) -> Front:
         """The front so far, by the select part of validation."""
-        metric = self.shop.task.metric
-        return Front(tuple(self.trials), metric.maximize, metric.points)
+        metric, trials = self.shop.task.metric, tuple(self.trials)
+        if self._front is None or self._front.trials != trials:
+            self._front = Front(trials, metric.maximize, metric.points)
+        return self._front
 
     @property
     def elapsed_s(self) -> float:
@@ -135,7 +140,7 @@ class Loop:
         staged = self.space.rules.strategy == "staged"
         controller = Controller(
             self.shop.root / "study.journal",
-            self.space.untrained() if staged else self.space,
+            drawn_from(self.space.untrained()) if staged else self.space,
             self.shop.task.metric.maximize,
             self._violations,
             self.sampler,
@@ -221,6 +226,7 @@ class Loop:
     def _record(self, trial: Trial) -> None:
         """Keep a trial: on disk first; a later version of the same trial takes the earlier one's place."""
         append_line(self.trials_file, trial.to_json())
+        self._bare.discard(trial.fingerprint)
         for place, known in enumerate(self.trials):
             if known.number == trial.number:
                 self.trials[place] = trial
@@ -252,9 +258,13 @@ class Loop:
         """Float weights go when another candidate is clearly better in both: the plan can make them again."""
         keep = {t.fingerprint for t in self.front.references}
         for trial in self.front.measured:
+            if trial.fingerprint in keep or trial.fingerprint in self._bare:
+                continue
             folder = self.shop.artifact_folder(trial.plan, trial.rung)
             weights = folder / "weights.safetensors"
-            if trial.fingerprint not in keep and weights.is_file() and self.front.clearly_dominated(trial):
+            if not weights.is_file():
+                self._bare.add(trial.fingerprint)
+            elif self.front.clearly_dominated(trial):
                 weights.unlink()
                 (folder / INTEGERS).unlink(missing_ok=True)
 

@@ -13,7 +13,7 @@ from autocompress.layers import LayerTable
 from autocompress.plan import Plan, Precision
 from autocompress.records import Trial, write_json
 from autocompress.rules import SolveRule, SpaceRules
-from autocompress.searching.costs import Predict, measure_costs, weight_bytes
+from autocompress.searching.costs import Predict, measure_costs, recorded_seconds, weight_bytes
 from autocompress.searching.probe import Probe
 from autocompress.searching.solver import Solver
 from autocompress.searching.units import Unit, corners_of, tables_of, units_of
@@ -56,11 +56,12 @@ def make_solver(
         left_s: wall-clock that is left of the search.
         say: is told which layers are the most sensitive.
         detail: is told how far it is.
-        predict: seconds of a plan; by default layer classes are timed in the dense model.
+        predict: seconds of a plan; by default a recorded device's table, else layer classes timed in the dense model.
     """
     rule, units = space.rules.solve, units_of(space)
     options = [option for unit in units for option in unit.options]
     errors = sensitivities(shop.bank, options, samples=rule.samples, limit_s=ERROR_SHARE * left_s, say=detail)
+    predict = predict or recorded_seconds(shop.bench)
     if predict is None:
         predict = measure_costs(shop, options, probe, COST_SHARE * left_s, detail).seconds
     write_sensitivities(shop.root / "sensitivity.json", units, errors, predict, shop.table)
@@ -69,9 +70,10 @@ def make_solver(
     def lost(plans: Sequence[Plan]) -> dict[Plan, float]:
         return {plan: found.kl for plan, found in sensitivities(shop.bank, plans, samples=rule.samples).items()}
 
-    tables = tables_of(units, errors, predict, shop.table)
+    corners = corners_of(space)
+    tables = tables_of(units, errors, predict, shop.table, around=min(corners, key=predict))
     limits = limits_of(budgets, probe, rule, shop.table)
-    return Solver(units, tables, rule, limits, corners=corners_of(space), lost=lost, trials=trials)
+    return Solver(units, tables, rule, limits, corners=corners, lost=lost, trials=trials)
 
 
 def dropped_precisions(probe: Probe, rules: SpaceRules) -> frozenset[Precision]:

@@ -1,23 +1,25 @@
 """What the integer program chooses among in a joint space: parts with their options, under settings that all share.
 
 A *part* is what one block, or one layer outside the blocks, decides by itself: its heads, neurons, bits and rank
-together. A variable that reaches into several parts (one precision for all layers, the hidden width, channels along a
-residual stream) is *shared*: the program is solved once for each combination of the shared ones.
+together. Where these are too many to be combined, those that reach no common layer are parts of their own; and within a
+part its structure is chosen first, and under it each layer's bits and rank by themselves. A variable that reaches into
+several parts (one precision for all layers, the hidden width, channels along a residual stream) is *shared*: the
+program is solved once for each combination of the shared ones.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from autocompress.layers import LayerTable
 from autocompress.space import SearchSpace, Values, Variable
 from autocompress.tables.units import units_of
 
-#: Options up to which a part's choices are combined; beyond, every scope is a part by itself.
+#: Options up to which a part's choices are combined.
 MOST_OPTIONS = 600
 
 #: Combinations of shared variables that the program is solved for at most.
@@ -34,10 +36,18 @@ class Part:
     Attributes:
         name: of the block or layer.
         options: levels of its variables; the first leaves all as it is.
+        inner: what is chosen besides, each by itself once an option is taken: the settings of single layers.
     """
 
     name: str
     options: tuple[Values, ...]
+    inner: tuple[Part, ...] = ()
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Its variables, inner ones included."""
+        own = dict.fromkeys(name for option in self.options for name in option)
+        return (*own, *(name for part in self.inner for name in part.names))
 
 
 @dataclass(frozen=True)
@@ -57,8 +67,19 @@ class Parts:
     @cached_property
     def chosen(self) -> frozenset[str]:
         """Variables that the program decides on."""
-        options = itertools.chain(self.shared, *(part.options for part in self.parts))
-        return frozenset(name for option in options for name in option)
+        return frozenset(itertools.chain(*self.shared, *(part.names for part in self.parts)))
+
+
+def drawn_from(space: SearchSpace) -> SearchSpace:
+    """A space without training as refinements draw from it: nothing that the program leaves alone.
+
+    Where there is nothing else to choose, the space as it is.
+    """
+    held = [v for v in space.structure if v.name.partition(":")[0] in LEFT_ALONE]
+    left = tuple(v for v in space.variables if v not in held)
+    return (
+        replace(space, variables=left, fixed={**space.fixed, **{v.name: v.levels[0] for v in held}}) if left else space
+    )
 
 
 def parts_of(space: SearchSpace) -> Parts:
@@ -74,17 +95,17 @@ def parts_of(space: SearchSpace) -> Parts:
             inner.setdefault(units.pop(), []).append(variable)
         else:
             shared.append(variable)
-    blocks = space.table.blocks
-    parts = itertools.chain.from_iterable(_parts(name, variables, base, blocks) for name, variables in inner.items())
-    return Parts(base, tuple(parts) or (Part("model", ({},)),), tuple(_combinations(shared, base)))
+    parts = itertools.chain.from_iterable(_parts(name, variables, base, space) for name, variables in inner.items())
+    return Parts(base, tuple(parts) or (Part("model", ({},)),), tuple(_combinations(_spans(shared, base), MOST_SHARED)))
 
 
 def touched_layers(name: str, space: SearchSpace) -> frozenset[str]:
     """Layers whose cost a variable decides on."""
     kind, _, scope = name.partition(":")
     if kind in ("keep", "remove"):
-        group = space.table.group(scope)
-        return frozenset([*(item.name for item in (*group.producers, *group.consumers)), *group.removes])
+        group, layers = space.table.group(scope), {layer.name for layer in space.table.layers}
+        carriers = (item.name for item in group.carriers if item.name in layers)
+        return frozenset([*(s.name for s in (*group.producers, *group.consumers)), *carriers, *group.removes])
     return frozenset(layer for layer, choice in space.choices.items() if choice.scope == scope)
 
 
@@ -92,46 +113,83 @@ def _homes(table: LayerTable) -> dict[str, str]:
     return {layer: unit.name for unit in units_of(table) for layer in unit.layers}
 
 
-def _parts(name: str, variables: Sequence[Variable], base: Values, blocks: Collection[str]) -> Iterator[Part]:
-    """One part of all variables; where they are too many to combine, one of each scope: a layer, or a group."""
-    whole = [variable.name for variable in variables if variable.name.removeprefix("remove:") in blocks]
-    others = [variable for variable in variables if variable.name not in whole]
-    if math.prod(len(variable.levels) for variable in others) > MOST_OPTIONS:
-        scopes: dict[str, list[Variable]] = {}
-        for variable in variables:
-            scopes.setdefault(variable.name.partition(":")[2], []).append(variable)
-        for scope, alike in scopes.items():
-            yield Part(scope, tuple(_levels(alike, base)))
+def _parts(name: str, variables: Sequence[Variable], base: Values, space: SearchSpace) -> Iterator[Part]:
+    """One part of all variables; where they are too many to combine, one of each set that reaches common layers."""
+    if math.prod(len(variable.levels) for variable in variables) <= MOST_OPTIONS:
+        yield _part(name, variables, base, space)
         return
+    sets = _joined(variables, space)
+    for joined in sets:
+        yield _part(joined[0].name.partition(":")[2] if len(sets) > 1 else name, joined, base, space)
+
+
+def _part(name: str, variables: Sequence[Variable], base: Values, space: SearchSpace) -> Part:
+    """All combinations; where they are too many, those of the structure, and under them each layer's by itself."""
+    whole = [variable.name for variable in variables if variable.name.removeprefix("remove:") in space.table.blocks]
+    outer = [variable for variable in variables if variable.name not in whole]
+    inner: dict[str, list[Variable]] = {}
+    if math.prod(len(variable.levels) for variable in outer) > MOST_OPTIONS:
+        for variable in outer:
+            kind, _, scope = variable.name.partition(":")
+            if kind not in ("keep", "remove"):
+                inner.setdefault(scope, []).append(variable)
+        outer = [variable for variable in outer if variable.name.partition(":")[2] not in inner]
     gone: list[Values] = [{removal: 1} for removal in whole]
     rest: Values = dict.fromkeys(whole, 0)
-    yield Part(name, tuple({**rest, **option} for option in [*_levels(others, base), *gone]))
+    options = ({**rest, **option} for option in [*_combinations(_thinned(outer, base), MOST_OPTIONS), *gone])
+    alone = (Part(scope, tuple(_combinations(_thinned(v, base), MOST_OPTIONS))) for scope, v in inner.items())
+    return Part(name, tuple(options), tuple(alone))
 
 
-def _levels(variables: Sequence[Variable], base: Values) -> Iterator[Values]:
-    """All combinations of the levels, the heaviest first."""
-    names = [variable.name for variable in variables]
-    spans = [
-        [base[variable.name], *(level for level in range(len(variable.levels)) if level != base[variable.name])]
-        for variable in variables
+def _joined(variables: Sequence[Variable], space: SearchSpace) -> list[list[Variable]]:
+    """The variables in sets of which no two reach a common layer."""
+    found: list[tuple[frozenset[str], list[Variable]]] = []
+    for variable in variables:
+        reached, alike = touched_layers(variable.name, space), [variable]
+        for layers, others in [item for item in found if not item[0].isdisjoint(reached)]:
+            found.remove((layers, others))
+            reached, alike = reached | layers, [*others, *alike]
+        found.append((reached, alike))
+    return [alike for _layers, alike in found]
+
+
+def _spans(variables: Sequence[Variable], base: Values) -> list[tuple[str, list[int]]]:
+    """Names and levels, the base's first."""
+    return [
+        (v.name, [int(base[v.name]), *(level for level in range(len(v.levels)) if level != base[v.name])])
+        for v in variables
     ]
-    for levels in itertools.product(*spans):
-        yield dict(zip(names, levels, strict=True))
 
 
-def _combinations(shared: Sequence[Variable], base: Values) -> Iterator[Values]:
-    """All combinations of shared variables; where they are too many, those of one kind move together."""
-    if math.prod(len(variable.levels) for variable in shared) <= MOST_SHARED:
-        yield from _levels(shared, base)
+def _thinned(variables: Sequence[Variable], base: Values) -> list[tuple[str, list[int]]]:
+    """The same; where combinations are too many, levels between the base and the lightest go."""
+    spans = _spans(variables, base)
+    while math.prod(len(levels) for _name, levels in spans) > MOST_OPTIONS:
+        _name, longest = max(spans, key=lambda span: len(span[1]))
+        if len(longest) == 2:
+            break
+        del longest[len(longest) // 2]
+    return spans
+
+
+def _combinations(spans: Sequence[tuple[str, list[int]]], most: int) -> Iterator[Values]:
+    """All combinations of some variables' levels, the heaviest first; too many ones of one kind move together."""
+    names, levels = [name for name, _levels in spans], [levels for _name, levels in spans]
+    if math.prod(map(len, levels)) <= most:
+        yield from (dict(zip(names, chosen, strict=True)) for chosen in itertools.product(*levels))
         return
-    kinds: dict[tuple[str, int], list[Variable]] = {}
-    for variable in shared:
-        kinds.setdefault((variable.name.partition(":")[0], len(variable.levels)), []).append(variable)
+    kinds: dict[tuple[str, int], list[int]] = {}
+    for place, name in enumerate(names):
+        kinds.setdefault((name.partition(":")[0], len(levels[place])), []).append(place)
     steps = [range(length) for _kind, length in kinds]
-    combinations = sorted(itertools.product(*steps), key=lambda levels: (sum(levels), levels))
-    spread = max(1, math.ceil(len(combinations) / MOST_SHARED))
-    for levels in combinations[::spread]:
-        yield {variable.name: level for level, alike in zip(levels, kinds.values(), strict=True) for variable in alike}
+    combinations = sorted(itertools.product(*steps), key=lambda places: (sum(places), places))
+    spread = max(1, math.ceil(len(combinations) / most))
+    for places in combinations[::spread]:
+        yield {
+            names[which]: levels[which][place]
+            for place, alike in zip(places, kinds.values(), strict=True)
+            for which in alike
+        }
 
 
 def merged(*choices: Mapping[str, int | float]) -> Values:

@@ -11,14 +11,14 @@ from autocompress.plan import Plan
 from autocompress.records import Origin, Trial
 from autocompress.searching.atoms import measure_atoms
 from autocompress.searching.controller import Controller
-from autocompress.searching.costs import weight_bytes
+from autocompress.searching.costs import recorded_seconds, weight_bytes
 from autocompress.searching.knapsack import Knapsack
 from autocompress.searching.mixed import MARGIN, limits_of
 from autocompress.searching.parts import parts_of
 from autocompress.searching.probe import Probe
 from autocompress.searching.seen import Clock, Judge, Teller
 from autocompress.searching.staged import Staged
-from autocompress.searching.work import work_model
+from autocompress.searching.work import table_model, work_model
 from autocompress.space import SearchSpace, Values
 from autocompress.workshop import Workshop
 
@@ -49,12 +49,12 @@ def make_staged(
         probe: of the run.
         budgets: asked by the user; what they say of latency limits the program.
         trials: finished evaluations.
-        controller: over `space.untrained()`.
+        controller: of what refinements draw from `space.untrained()`.
         clock: of the search.
         seed: of all that is drawn.
         teller: is told how far it is, and what was found.
     """
-    untrained = controller.space
+    untrained = space.untrained()
     knapsack = None
     if untrained.structure:
         teller.stage("losses")
@@ -62,7 +62,8 @@ def make_staged(
         atoms = measure_atoms(shop.bank, untrained, parts, SAMPLES, LOSS_SHARE * clock.left_s, teller.detail)
         teller.say(f"losses of single choices: {atoms.measured} of {atoms.count} measured, the others estimated")
         ratios = {fact.precision: fact.ratio for fact in probe.precisions if fact.ratio is not None}
-        work = work_model(shop.table, probe.dense_latency_s, ratios)
+        recorded = recorded_seconds(shop.bench)
+        work = table_model(recorded) if recorded else work_model(shop.table, probe.dense_latency_s, ratios)
         limits, resources = limits_of(budgets, probe, space.rules.solve, shop.table), {}
         if budgets.max_size_bytes is not None:
             resources["size"] = lambda plan: weight_bytes(plan, shop.table)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from autocompress.pareto import hypervolume, reference_point
@@ -85,12 +85,35 @@ class Seen:
         self.under_way: dict[str, Proposal] = {}
         self.left_s = math.inf
         self._dense: float | None = None
+        self._best: float | None = None
+        self._front: list[Trial] | None = None
+        self._spent: dict[int, tuple[int, float]] = {}
 
     def keep(self, trial: Trial) -> None:
         """Take in a trial, new or known."""
+        known = self.trials.get(trial.fingerprint)
+        for one, sign in ((known, -1), (trial, 1)):
+            if one is not None and one.measured:
+                count, seconds = self._spent.get(one.rung, (0, 0.0))
+                self._spent[one.rung] = (count + sign, seconds + sign * sum(one.seconds.values()))
+        if self._front is not None and (known is not None or self._changes(trial, self._front)):
+            self._front = None
+        if self._best is not None and (known is not None or (trial.quality or 0.0) > self._best):
+            self._best = None
         self.trials[trial.fingerprint] = trial
         if self._dense is None and trial.quality is not None and trial.plan == Plan():
             self._dense = trial.quality
+
+    def _changes(self, trial: Trial, front: Sequence[Trial]) -> bool:
+        """Whether a new trial is on the front: no member is at most as slow and loses at most as much."""
+        if trial.rung or not trial.measured:
+            return False
+        return not any(ratio_of(o) <= ratio_of(trial) and self.drop(o) <= self.drop(trial) for o in front)
+
+    def typical_seconds(self, rung: int) -> float:
+        """Mean seconds of the measured trials of a rung; 0 for none."""
+        count, seconds = self._spent.get(rung, (0, 0.0))
+        return seconds / count if count else 0.0
 
     def settled(self) -> Iterator[None]:
         """Nothing to propose until all that is under way is told."""
@@ -112,8 +135,10 @@ class Seen:
 
     def front(self) -> list[Trial]:
         """Non-dominated candidates without recovery, fast to slow."""
+        if self._front is not None:
+            return self._front
         trials = [trial for trial in self.trials.values() if trial.rung == 0 and trial.measured]
-        left: list[Trial] = []
+        self._front = left = list[Trial]()
         for trial in sorted(trials, key=lambda t: (ratio_of(t), self.drop(t))):
             if not left or self.drop(trial) < self.drop(left[-1]):
                 left.append(trial)
@@ -134,7 +159,9 @@ class Seen:
         """Of the dense model; before it is known, the best there is."""
         if self._dense is not None:
             return self._dense
-        return max((trial.quality or 0.0 for trial in self.trials.values()), default=0.0)
+        if self._best is None:
+            self._best = max((trial.quality or 0.0 for trial in self.trials.values()), default=0.0)
+        return self._best
 
     def drop(self, trial: Trial) -> float:
         """Quality lost against dense; more is worse."""

@@ -117,22 +117,27 @@ def front(
     return tuple(sorted(found.values(), key=lambda s: (s.costs[along], s.error)))
 
 
-def undominated(errors: Sequence[float], costs: Sequence[Sequence[float]]) -> list[int]:
+def undominated(errors: Sequence[float] | Array, costs: Sequence[Sequence[float]] | Array) -> list[int]:
     """Options of one unit that no other beats: at most its error and its costs, and less of one (or, equal, earlier).
 
     Args:
         errors: of the options, ``(options,)``.
         costs: ``(costs, options)``.
     """
-    values = np.array([errors, *costs], dtype=float).T
-    order = np.arange(len(values))
-    kept = []
-    for option, value in enumerate(values):
-        no_worse = (values <= value).all(axis=1)
-        better = no_worse & ((values < value).any(axis=1) | (order < option))
-        if not better.any():
-            kept.append(option)
-    return kept
+    values = np.array([errors, *costs], dtype=float)
+    values = values[(values != values[:, :1]).any(axis=1)]
+    if not len(values):
+        return [0]
+    order = np.lexsort(values[::-1])  # stable, so that whoever beats an option comes before it
+    if len(values) <= 2:
+        last = values[-1, order]
+        best = np.minimum.accumulate(last)
+        return sorted(int(o) for o in order[np.append(True, last[1:] < best[:-1])])
+    kept, sorted_values = [0], values[:, order].T
+    for place in range(1, len(order)):
+        if not (sorted_values[kept] <= sorted_values[place]).all(axis=1).any():
+            kept.append(place)
+    return sorted(int(order[place]) for place in kept)
 
 
 def monotone(errors: Sequence[float], costs: Sequence[float]) -> list[float]:

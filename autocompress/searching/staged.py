@@ -15,7 +15,7 @@ import numpy as np
 from autocompress.plan import Plan
 from autocompress.records import Origin, Trial
 from autocompress.searching.climbing import Climb
-from autocompress.searching.controller import Controller, Proposal, typical_seconds
+from autocompress.searching.controller import Controller, Proposal
 from autocompress.searching.knapsack import Expected, Knapsack
 from autocompress.searching.seen import NO_PROPOSAL, Clock, Judge, Seen, Teller, own_ratio
 from autocompress.space import SearchSpace, Values
@@ -31,6 +31,9 @@ REFINED_EVERY = 18
 
 #: The front, and so many of the last candidates, correct the tables.
 MOST_LEARNED = 200
+
+#: Trials up to which the sampler proposes, too: what it takes to model them grows with their number.
+MOST_SAMPLED = 1000
 
 #: Uniform levels that are measured before the program's own choices.
 FIRST = 2
@@ -51,7 +54,7 @@ class Staged:
     Args:
         space: the whole space, recovery included.
         knapsack: over the same space without recovery; None where there is no structure to choose.
-        controller: over the same space without recovery; keeps the proposals of rung 0.
+        controller: over what refinements draw from in the same space; keeps the proposals of rung 0.
         judge: how trials are looked at.
         clock: where the search stands.
         corners: values without recovery that are measured whatever the program says, the most telling first.
@@ -76,6 +79,8 @@ class Staged:
         self.space = space
         self.knapsack = knapsack
         self._controller = controller
+        self._plain = space.untrained()
+        self._heaviest = {v.name: 0 for v in self._plain.structure}
         self._seen = Seen(judge, clock)
         self.climb = Climb(space, self._seen, seed)
         self._corners = list(corners)
@@ -88,7 +93,7 @@ class Staged:
             self._seen.keep(trial)
             values = controller.values(trial)
             if trial.rung == 0 and values is not None:
-                self._values[trial.fingerprint] = values
+                self._values[trial.fingerprint] = {**self._heaviest, **values}
 
     def ask(self, left_s: float = math.inf) -> Proposal | None:
         """The next plan; None when all that is worth it is done, or too little time is left.
@@ -165,8 +170,7 @@ class Staged:
             gains = gains if needed is not None or corners else [*gains, self._seen.volume() / max(before, 1e-12) - 1]
 
     def _time_for_untrained(self, share: float) -> bool:
-        done = [trial for trial in self._seen.trials.values() if trial.rung == 0]
-        return self._seen.clock.before(share) and self._seen.left_s >= typical_seconds(done)
+        return self._seen.clock.before(share) and self._seen.left_s >= self._seen.typical_seconds(0)
 
     @staticmethod
     def _stagnates(gains: Sequence[float]) -> bool:
@@ -179,13 +183,18 @@ class Staged:
         measured = [trial for trial in found.values() if trial.plan.learn is None]  # what is learned says no shapes
         knapsack.learn_seconds([(trial.plan, knapsack.dense_s * own_ratio(trial)) for trial in measured])
         known = [trial for trial in measured if trial.fingerprint in self._values]
-        knapsack.learn_losses([(self._values[trial.fingerprint], self._seen.loss(trial)) for trial in known])
+        knapsack.learn_losses(
+            [(self._values[trial.fingerprint], trial.plan, self._seen.loss(trial)) for trial in known]
+        )
         self._fresh = 0
         return knapsack.front(POINTS)
 
     def _most_needed(self, front: Sequence[Expected]) -> Expected | None:
         """Of the expected front, the new one furthest in log seconds from all that was measured, or is about to be."""
         assert self.knapsack is not None
+        left = [one for one in front if not self._seen.proposed(one.plan)]
+        if not left:
+            return None
         spots = [
             math.log(own_ratio(trial) * self.knapsack.dense_s)
             for trial in self._seen.trials.values()
@@ -193,10 +202,8 @@ class Staged:
         ]
         begun = [proposal.plan for proposal in self._seen.under_way.values() if proposal.rung == 0]
         spots += [math.log(self.knapsack.work.seconds(plan)) for plan in begun]
-        left = [one for one in front if not self._seen.proposed(one.plan)]
-        if not left:
-            return None
-        return max(left, key=lambda one: min((abs(math.log(one.seconds) - spot) for spot in spots), default=math.inf))
+        taken = np.array(spots)
+        return max(left, key=lambda one: np.abs(math.log(one.seconds) - taken).min(initial=math.inf))
 
     def _refined(self, knapsack: Knapsack, turn: int) -> Proposal | None:
         """A new candidate near what is good, by one of several ways in turn."""
@@ -221,7 +228,7 @@ class Staged:
 
     def _switched(self, knapsack: Knapsack) -> Proposal | None:
         """A front member with one choice heavier and another lighter, at about the same seconds."""
-        parents = [trial for trial in self._seen.front() if trial.fingerprint in self._values]
+        parents = self._parents()
         if not parents:
             return None
         parent = self._values[parents[self._draw.integers(len(parents))].fingerprint]
@@ -256,7 +263,7 @@ class Staged:
 
     def _crossed(self, knapsack: Knapsack) -> Proposal | None:
         """Two neighbours on the front mixed part by part."""
-        parents = [trial for trial in self._seen.front() if trial.fingerprint in self._values]
+        parents = self._parents()
         if len(parents) < 2:
             return None
         place = int(self._draw.integers(len(parents) - 1))
@@ -264,20 +271,28 @@ class Staged:
         child = dict(one)
         for part in knapsack.parts.parts:
             if self._draw.random() < 0.5:
-                child.update({name: other[name] for name in part.options[0]})
+                child.update({name: other[name] for name in part.names})
         return self._proposal(child, "refined")
 
     def _sampled(self, _knapsack: Knapsack) -> Proposal | None:
+        if len(self._seen.trials) > MOST_SAMPLED:
+            return None
         proposal = self._controller.ask()
         if proposal is not None and proposal.plan.fingerprint in self._seen.under_way:
             return None  # the controller hears of it when it is told
         values = None if proposal is None else self._controller.asked(proposal.number)
         if proposal is not None and values is not None:
-            self._values[proposal.plan.fingerprint] = values
+            self._values[proposal.plan.fingerprint] = {**self._heaviest, **values}
         return proposal
 
     def _plan(self, values: Values) -> Plan:
-        return self._controller.space.decode(values)
+        return self._plain.decode(values)
+
+    def _parents(self) -> list[Trial]:
+        """Front members that refinements start from: those with recipes or zeros stay the corners that they are."""
+        held = self._heaviest.keys() - self._controller.space.by_name.keys()
+        found = ((trial, self._values.get(trial.fingerprint)) for trial in self._seen.front())
+        return [trial for trial, values in found if values is not None and not any(values[name] for name in held)]
 
     def _propose(self, values: Values, origin: Origin) -> Iterator[Proposal]:
         proposal = self._proposal(values, origin)

@@ -77,6 +77,12 @@ def joined(options: Sequence[Plan]) -> Plan:
     return Plan(layers={name: lp for option in options for name, lp in option.layers.items()})
 
 
+def _with(rest: Plan, unit: Unit, option: Plan) -> Plan:
+    """The plan with another option of one unit."""
+    others = {name: lp for name, lp in rest.layers.items() if name not in unit.layers}
+    return Plan(layers={**others, **option.layers})
+
+
 @dataclass(frozen=True)
 class Tables:
     """What the program is about, a row per unit and a value per option. The rows of a cost add up to a whole model's.
@@ -99,12 +105,33 @@ class Tables:
         return {"latency": self.seconds, "size": self.bytes}
 
 
-def tables_of(units: Sequence[Unit], errors: Mapping[Plan, Sensitivity], predict: Predict, table: LayerTable) -> Tables:
-    """The tables of the program; each unit carries its part of what the dense model takes anyway."""
+def tables_of(
+    units: Sequence[Unit],
+    errors: Mapping[Plan, Sensitivity],
+    predict: Predict,
+    table: LayerTable,
+    around: Plan | None = None,
+) -> Tables:
+    """The tables of the program; each unit carries its part of what the dense model takes anyway.
+
+    Args:
+        units: what chooses.
+        errors: of their options.
+        predict: seconds of a plan.
+        table: of the model.
+        around: what the other units are while the options of one are priced; dense by default. Seconds that do not
+            quite add up, since neighbours that compute alike save each other something, are exact near it.
+    """
+    rest = around or Plan()
 
     def rows(cost: Predict) -> list[list[float]]:
-        dense = cost(Plan())
-        return [[cost(option) - dense + dense / len(units) for option in unit.options] for unit in units]
+        dense, whole = cost(Plan()), cost(rest)
+        more = [[cost(_with(rest, unit, option)) - whole for option in unit.options] for unit in units]
+        plain = [cost(_with(rest, unit, Plan())) - whole for unit in units]
+        total = sum(plain)
+        shares = [found / total if total else 1 / len(units) for found in plain]
+        bases = [dense / len(units) + (whole - dense) * share for share in shares]
+        return [[base + found for found in row] for base, row in zip(bases, more, strict=True)]
 
     size = rows(lambda plan: weight_bytes(plan, table))
     losses = [[errors[option].kl for option in unit.options] for unit in units]

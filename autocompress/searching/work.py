@@ -1,13 +1,14 @@
 """Seconds of plans from the work that they leave, fitted to whatever whole models were measured so far. No torch.
 
-Steers a search from its first candidates on, without timing anything by itself; is never shown as measured. Where there
-is time for a latency table, that knows more.
+Steers a search from its first candidates on, without timing anything by itself; is never shown as measured. A device
+that is recorded brings its latency table, which takes the place of the work.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import scipy.optimize
@@ -29,6 +30,9 @@ OTHERS = 4
 #: A multiply-add in any precision is believed to take at least this share of one in fp32.
 LEAST = 0.05
 
+#: Plans whose features are remembered.
+REMEMBERED = 4096
+
 #: Doubt of what is believed, as a share of it; and of any one measurement.
 DOUBT, NOISE = 0.6, 0.02
 
@@ -41,15 +45,26 @@ class WorkModel:
         features: of a plan, ``(features,)``, none below 0.
         believed: seconds per unit of each feature before anything is measured, ``(features,)``.
         fitted: the same after `fit`.
+        by_place: whether a block's features depend on what computes before and after it.
+        known: features of plans that were asked for lately, by fingerprint.
     """
 
     features: Callable[[Plan], Array]
     believed: Array
     fitted: Array
+    by_place: bool = False
+    known: dict[str, Array] = field(default_factory=dict, compare=False, repr=False)
 
     def seconds(self, plan: Plan) -> float:
         """Expected seconds per query."""
-        return float(self.features(plan) @ self.fitted)
+        return float(self._features(plan) @ self.fitted)
+
+    def _features(self, plan: Plan) -> Array:
+        if plan.fingerprint not in self.known:
+            if len(self.known) >= REMEMBERED:
+                self.known.clear()
+            self.known[plan.fingerprint] = self.features(plan)
+        return self.known[plan.fingerprint]
 
     def fit(self, plans: Sequence[Plan], seconds: Sequence[float]) -> WorkModel:
         """The coefficients, none below 0, that explain what was measured and stay near what is believed.
@@ -58,11 +73,11 @@ class WorkModel:
         relative, so that ``min Σ ((x·θ - y) / (NOISE·y))² + Σ ((θ - θ₀) / (DOUBT·θ₀))²  s.t.  θ ≥ 0``.
         """
         measured = np.asarray(seconds, dtype=float)[:, None]
-        rows = np.array([self.features(plan) for plan in plans]).reshape(len(plans), len(self.believed))
+        rows = np.array([self._features(plan) for plan in plans]).reshape(len(plans), len(self.believed))
         left = np.vstack([rows * self.believed / (NOISE * measured), np.eye(len(self.believed)) / DOUBT])
         right = np.repeat([1 / NOISE, 1 / DOUBT], [len(plans), len(self.believed)])
         factors, _residual = scipy.optimize.nnls(left, right)
-        return WorkModel(self.features, self.believed, factors * self.believed)
+        return replace(self, fitted=factors * self.believed)
 
 
 def work_model(table: LayerTable, dense_s: float, ratios: Mapping[Precision, float]) -> WorkModel:
@@ -86,6 +101,15 @@ def work_model(table: LayerTable, dense_s: float, ratios: Mapping[Precision, flo
     return WorkModel(features, believed, believed)
 
 
+def table_model(seconds: Callable[[Plan], float]) -> WorkModel:
+    """What is believed of a device whose latency table is at hand: what the table says."""
+
+    def features(plan: Plan) -> Array:
+        return np.array([seconds(plan)])
+
+    return WorkModel(features, np.ones(1), np.ones(1), by_place=True)
+
+
 def work_features(plan: Plan, table: LayerTable) -> Array:
     """One, calls of layers, blocks, heads, and multiply-adds in each precision of `PRECISIONS`."""
     found = np.zeros(OTHERS + len(PRECISIONS))
@@ -93,7 +117,7 @@ def work_features(plan: Plan, table: LayerTable) -> Array:
     for left in effective_layers(plan, table):
         if left.removed or not left.layer.macs:
             continue
-        dense_weights = np.prod(left.layer.weight_shape)
+        dense_weights = math.prod(left.layer.weight_shape)
         found[1] += 2 if left.factorize else 1
         found[OTHERS + PRECISIONS.index(left.precision)] += left.layer.macs * left.weights / dense_weights
     found[2] = len(table.blocks) - len(removed_blocks(plan, table))

@@ -158,7 +158,7 @@ class RecordedBench:
         Raises:
             MeasureError: no plan lies beside the file, or the table holds nothing of what it asks for.
         """
-        seconds, dense = self._seconds(path), self.recorded.table.seconds(Plan(), self.layers)
+        seconds, dense = self._seconds(path), self.seconds(Plan())
         fastest = min(setting.ratio for setting in self.recorded.dense)
         ratio, best = seconds / dense, seconds / dense / fastest
         doubt = self.recorded.table.mape
@@ -187,8 +187,12 @@ class RecordedBench:
         machine = self.recorded.environment.get("machine", {})
         return str(machine.get("cpu") or self.profile.name)
 
+    def seconds(self, plan: Plan) -> float:
+        """Recorded seconds of a plan; raises `MeasureError` as the table does."""
+        return self.recorded.table.seconds(plan, self.layers)
+
     def _seconds(self, path: Path) -> float:
-        return self.recorded.table.seconds(self._plan(path), self.layers)
+        return self.seconds(self._plan(path))
 
     def _plan(self, path: Path) -> Plan:
         beside = path.with_name("plan.json")

@@ -56,6 +56,19 @@ def test_a_base_that_is_not_dense_loses_nothing_itself(tmp_path: Path) -> None:
         assert found.kl[name] == (0.0, pytest.approx(max(0.0, known[plan] - known[space.decode(parts.base)])))
 
 
+def test_fewer_bits_are_measured_on_top_of_the_precision_that_they_belong_to(tmp_path: Path) -> None:
+    """Oracle: `losses` of int8 with 3 bits above that of int8 alone; bits beside fp32 have no effect."""
+    bank = bank_of(any_task("bert"), tmp_path)
+    rule = {"kind": "linear", "precision": ["fp32", "int8"], "weight_bits": [8, 3], "share": "all"}
+    space = space_of(bank, layers=[rule])
+    found = measure_atoms(bank, space, parts_of(space), 24, math.inf, silent)
+    eight, three = (space.decode({"precision:rule 0": 1, "bits:rule 0": level}) for level in (0, 1))
+    known = losses(bank, [eight, three], samples=24)
+    assert found.kl["precision:rule 0"] == (0.0, pytest.approx(known[eight], rel=1e-3))
+    assert found.kl["bits:rule 0"] == (0.0, pytest.approx(known[three] - known[eight], rel=1e-3))
+    assert known[three] > 2 * known[eight]
+
+
 def test_without_time_what_tells_most_is_measured_and_the_rest_estimated(tmp_path: Path) -> None:
     bank = bank_of(any_task("bert"), tmp_path)
     space = space_of(bank)

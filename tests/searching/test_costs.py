@@ -10,10 +10,13 @@ from types import SimpleNamespace
 import pytest
 
 from autocompress.errors import ExportError
-from autocompress.plan import LayerPlan, Plan, Quantize
+from autocompress.hardware import HardwareProfile, load_profile
+from autocompress.plan import Gradual, LayerPlan, Plan, Quantize
 from autocompress.searching import costs
-from autocompress.searching.costs import measure_costs, weight_bytes
+from autocompress.searching.costs import measure_costs, recorded_seconds, weight_bytes
 from autocompress.searching.probe import DenseSetting, PrecisionFact, Probe
+from autocompress.tables import LatencyTable, Menu, Recorded, RecordedBench, menu_plans
+from autocompress.tables.units import signatures, units_of
 
 PROBE = Probe((DenseSetting("onnxruntime", 1, 0.010, 1.0),), (PrecisionFact("int8", 0.6, 0.59, 0.61, True, ""),),
               0.005, 0.5, 0.010)  # fmt: skip
@@ -52,6 +55,28 @@ def shop(tmp_path, table, monkeypatch):
 
     monkeypatch.setattr(costs, "build_into", build_into)
     return made
+
+
+def test_a_recorded_device_knows_the_seconds_of_every_plan(tmp_path, table):
+    """Oracle: the table itself; what it does not hold is never chosen for its speed, and recipes are passed over."""
+    units, int8 = units_of(table), taking("int8", "net.0.up")
+    plans = menu_plans(table, Menu(options={"linear": (Quantize("int8"),)}))
+    entries = {
+        s.text: 1e-5 * (len(s.text) - s.text.count("int8"))
+        for plan in plans
+        for s in signatures(units, plan, table).values()
+    }
+    latencies = LatencyTable(units, {layer.name: layer.weight_shape for layer in table.layers}, entries)
+    far = tmp_path / "far.json"
+    Recorded(
+        HardwareProfile(name="far", threads=1), {}, table, latencies, (DenseSetting("onnxruntime", 1, 0.1, 1.0),)
+    ).save(far)
+    bench = RecordedBench(load_profile(far), tmp_path / "inputs.npz", tmp_path / "dense.onnx", table)
+    seconds = recorded_seconds(bench)
+    assert seconds(int8) == latencies.seconds(int8, table) != seconds(Plan())
+    assert seconds(taking("int4-weights", "net.0.up")) == 10 * seconds(Plan())
+    assert seconds(Plan(learn=Gradual(sparsity=0.5))) == seconds(Plan())
+    assert recorded_seconds(SimpleNamespace()) is None
 
 
 NAMES = [f"net.{block}.{name}" for block in (0, 1) for name in ("q", "k", "v", "o", "up", "down")]

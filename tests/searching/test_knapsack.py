@@ -9,13 +9,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from autocompress.layers import Group, Layer, LayerTable, Slice, Stub
 from autocompress.plan import Plan, Prune, removed_blocks
+from autocompress.rules import SpaceRules, load_space
+from autocompress.searching import parts as parts_module
 from autocompress.searching.atoms import Atoms
 from autocompress.searching.costs import weight_bytes
 from autocompress.searching.knapsack import Expected, Knapsack, thinned, unbent
 from autocompress.searching.parts import merged, parts_of
-from autocompress.searching.work import work_model
-from autocompress.tables.table import rank_correlation
+from autocompress.searching.solve import front
+from autocompress.searching.work import table_model, work_model
+from autocompress.space import build_space
+from autocompress.tables import LatencyTable, menu_of, menu_plans
+from autocompress.tables.table import Line, rank_correlation
+from autocompress.tables.units import signatures, units_of
 
 BITS = ["fp32", "int8-dynamic", "int8"]
 SPACES = {
@@ -66,6 +73,31 @@ def test_a_loss_is_the_sum_of_what_has_an_effect(make_space):
     assert knapsack.expected({**values, heads: 1, gone: 1}).loss == kl[gone][1]
 
 
+def test_fewer_bits_lose_only_where_the_precision_has_a_use_for_them(make_space):
+    rule = {"match": "net.*", "precision": ["fp32", "int8", "int4-weights"], "weight_bits": [8, 4], "share": "all"}
+    knapsack = knapsack_of(make_space({"layers": [rule]}))
+    precision, bits = "precision:rule 0", "bits:rule 0"
+    for level, extra in enumerate([0.0, knapsack.kl[bits][1], 0.0]):
+        found = knapsack.expected({precision: level, bits: 1})
+        assert found.loss == pytest.approx(knapsack.kl[precision][level] + extra)
+
+
+def test_a_limit_of_bytes_makes_bits_worth_their_loss(make_space):
+    """Oracle: all candidates counted out."""
+    rule = {"match": "net.*", "precision": ["fp32", "int8"], "weight_bits": [8, 4, 3], "share": "block"}
+    space = make_space({"layers": [rule]})
+    size = {"size": lambda plan: weight_bytes(plan, space.table)}
+    limit = 0.5 * size["size"](space.decode(space.uniform(precision="int8"))) + 0.5 * size["size"](
+        space.decode({**space.uniform(precision="int8"), **{n: 2 for n in space.uniform() if n.startswith("bits")}})
+    )
+    knapsack = knapsack_of(space, {"size": limit}, resources=size)
+    within = [one.loss for one in everything(knapsack) if size["size"](one.plan) <= limit]
+    found = knapsack.at(1.0)
+    assert found is not None
+    assert found.loss == pytest.approx(min(within))
+    assert any(lp.quantize.weight_bits for lp in found.plan.layers.values())
+
+
 def test_blocks_that_must_stay_lose_nothing_by_being_asked_for(make_space):
     """Half the blocks stay, the first ones, whatever the values say."""
     knapsack = knapsack_of(make_space(SPACES["blocks"]))
@@ -80,10 +112,10 @@ def test_costs_of_parts_add_up_to_those_of_the_whole(space):
     knapsack = knapsack_of(space, resources={"size": lambda plan: weight_bytes(plan, space.table)})
     draw = np.random.default_rng(0)
     for number, shared in enumerate(knapsack.parts.shared):
-        errors, costs, kept = knapsack._program(number, knapsack.kl)
+        errors, costs, offered = knapsack._program(number, knapsack.kl)
         for _ in range(10):
-            options = [int(draw.integers(len(row))) for row in kept]
-            chosen = [p.options[row[o]] for p, row, o in zip(knapsack.parts.parts, kept, options, strict=True)]
+            options = [int(draw.integers(len(row))) for row in offered]
+            chosen = [row[o] for row, o in zip(offered, options, strict=True)]
             values = merged(knapsack.parts.base, shared, *chosen)
             plan, sums = space.decode(values), {}
             for name, table in {"loss": errors, **costs}.items():
@@ -95,6 +127,121 @@ def test_costs_of_parts_add_up_to_those_of_the_whole(space):
             assert sums["size"] == pytest.approx(weight_bytes(plan, space.table))
             assert sums["removed"] == len(removed_blocks(plan, space.table))
             assert sums["loss"] + common == pytest.approx(knapsack.expected(values).loss)
+
+
+# parts of many options
+
+
+def bottlenecks(blocks=2):
+    """A stem, blocks of three convolutions with two groups of inner channels between them, a linear."""
+    layers = [Layer("stem", "conv", (16, 3, 3, 3), 16 * 27, 64 * 16 * 27)]
+    groups = []
+    for i in range(blocks):
+        base = f"stage.{i}"
+        shapes = {"down": (8, 16, 1, 1), "middle": (8, 8, 3, 3), "up": (16, 8, 1, 1)}
+        layers += [Layer(f"{base}.{n}", "conv", s, math.prod(s), 64 * math.prod(s)) for n, s in shapes.items()]
+        pairs = itertools.pairwise(shapes)
+        groups += [
+            Group(f"{base}.{left}/channels", "channels", 8, (Slice(f"{base}.{left}"),), (Slice(f"{base}.{right}"),))
+            for left, right in pairs
+        ]
+    layers.append(Layer("linear", "linear", (10, 16), 170, 160))
+    return LayerTable(tuple(layers), tuple(groups), sum(layer.params for layer in layers))
+
+
+def with_parts_that_go(table):
+    """The encoder table with attention and feed-forward parts that may be removed."""
+    parts = {"attention": "qkvo", "feed_forward": ("up", "down")}
+    more = [
+        Group(f"{block}.{kind}", kind, 1, block=block, removes=tuple(f"{block}.{name}" for name in names),
+              stubs=(Stub(f"{block}.{kind}"),))
+        for block in table.blocks for kind, names in parts.items()
+    ]  # fmt: skip
+    return replace(table, groups=(*table.groups, *more))
+
+
+@pytest.fixture(params=["cnn", "everything"])
+def shipped(request, table, profile, monkeypatch):
+    """A shipped space on a model where blocks have more options than can be combined."""
+    made = bottlenecks() if request.param == "cnn" else with_parts_that_go(table)
+    if request.param == "everything":
+        monkeypatch.setattr(parts_module, "MOST_OPTIONS", 100)
+    space = build_space(load_space(request.param), made, profile).untrained()
+    assert any(part.inner for part in parts_of(space).parts)
+    return space
+
+
+def test_what_the_program_says_of_a_choice_is_what_is_expected_of_it(shipped):
+    """Oracle: loss and seconds of the whole plan that the choice means."""
+    knapsack = knapsack_of(shipped)
+    for number, shared in enumerate(knapsack.parts.shared):
+        errors, costs, values = knapsack._program(number, knapsack.kl)
+        common = sum(knapsack.kl[name][int(level)] for name, level in shared.items())
+        found = front(errors, costs, "latency", 12, knapsack.limits)
+        assert len(found) > 5
+        for solution in found:
+            made = knapsack._chosen(number, values, solution.options)
+            assert solution.costs["latency"] == pytest.approx(made.seconds)
+            assert solution.error + common == pytest.approx(made.loss)
+
+
+@pytest.mark.parametrize("rules", [SPACES["blocks"], {**SPACES["blocks"], "layers": SPACES["layers"]["layers"]}])
+def test_choosing_within_a_part_step_by_step_loses_nothing(make_space, monkeypatch, rules):
+    """Oracle: all options of every part combined, and those kept that no other beats."""
+    space = make_space(rules)
+    monkeypatch.setattr(parts_module, "MOST_OPTIONS", 10**6)
+    whole = knapsack_of(space)
+    assert not any(part.inner for part in whole.parts.parts)
+    monkeypatch.setattr(parts_module, "MOST_OPTIONS", 8)
+    stepwise = knapsack_of(space)
+    assert len(stepwise.parts.parts) == len(whole.parts.parts)
+    for ours, theirs in zip(stepwise._cells[0][1], whole._cells[0][1], strict=True):
+        one, other = (k._choices(cell, k.kl) for k, cell in ((stepwise, ours), (whole, theirs)))
+        seconds = [choices.takes[:, 0] - choices.takes[0, 0] for choices in (one, other)]
+        spots = [
+            sorted(map(tuple, np.stack([c.lost, s, c.takes[:, 1]], axis=1).round(9).tolist()))
+            for c, s in zip((one, other), seconds, strict=True)
+        ]
+        assert spots[0] == spots[1]
+
+
+# a device whose latency table is at hand
+
+
+def latency_table(space, line):
+    """Units that take what their work takes, less in int8, and a line under which neighbours save each other some."""
+    table = space.table
+    units = units_of(table)
+    entries = {
+        signature.text: 1e-5 + 1e-9 * sum(f.weights * (0.4 if f.option != "fp32" else 1) for f in signature.forms)
+        for plan in menu_plans(table, menu_of(space))
+        for signature in signatures(units, plan, table).values()
+    }  # fmt: skip
+    return LatencyTable(units, {layer.name: layer.weight_shape for layer in table.layers}, entries, line)
+
+
+def test_costs_of_a_table_add_up_exactly_where_all_others_are_in_the_fastest_precision(table, profile):
+    """Oracle: the table's own seconds of the whole plan; around dense plans the sum would be off."""
+    bits = {"match": "net.*", "precision": ["fp32", "int8"], "share": "block"}
+    rules = {"name": "x", "groups": {"neurons": [1.0, 0.5]}, "layers": [bits]}
+    space = build_space(SpaceRules.model_validate(rules), table, profile)
+    known = latency_table(space, Line(plain_saves=1e-8, rounded_saves=3e-8))
+    model = table_model(lambda plan: known.seconds(plan, table))
+    knapsack = Knapsack(space, parts_of(space), Atoms(planted(space), 0, 0), model, {}, model.seconds(Plan()))
+    _errors, costs, values = knapsack._program(0, knapsack.kl)
+    rounded = space.uniform(precision="int8")
+    for place, row in enumerate(values):
+        for option, chosen in enumerate(row):
+            others = [next(i for i, value in enumerate(each) if value.items() <= rounded.items()) for each in values]
+            others[place] = option
+            total = sum(costs["latency"][part][o] for part, o in enumerate(others))
+            plan = space.decode({**rounded, **chosen})
+            assert total == pytest.approx(known.seconds(plan, table))
+    dense = {name: 0 for name in rounded}
+    apart = [known.seconds(space.decode({**dense, f"precision:net.{i} (rule 0)": 1}), table) for i in range(2)]
+    assert sum(apart) - known.seconds(Plan(), table) != pytest.approx(
+        known.seconds(space.decode(rounded), table), rel=1e-3
+    )
 
 
 # choices
@@ -182,7 +329,7 @@ def measured_by(knapsack, law, count, seed=0):
     found = []
     for _ in range(count):
         values = {v.name: int(draw.integers(len(v.levels))) for v in space.structure}
-        found.append((values, law(values)))
+        found.append((values, space.decode(values), law(values)))
     return found
 
 
@@ -210,7 +357,9 @@ def test_wrong_losses_are_corrected_so_that_the_order_is_right(make_space, make_
     unseen = measured_by(knapsack, law, 100, seed=9)
 
     def order():
-        return rank_correlation([knapsack.expected(values).loss for values, _kl in unseen], [kl for _v, kl in unseen])
+        return rank_correlation(
+            [knapsack.expected(values).loss for values, _p, _kl in unseen], [kl for _v, _p, kl in unseen]
+        )
 
     before = order()
     knapsack.learn_losses(measured_by(knapsack, law, 60))
@@ -220,7 +369,7 @@ def test_wrong_losses_are_corrected_so_that_the_order_is_right(make_space, make_
 def test_no_loss_falls_below_a_tenth_of_what_was_measured(make_space):
     knapsack = knapsack_of(make_space(SPACES["blocks"]))
     before = dict(knapsack.kl)
-    knapsack.learn_losses([(v, 1e-6 + 0.0 * kl) for v, kl in measured_by(knapsack, lambda _v: 1.0, 30)])
+    knapsack.learn_losses([(v, plan, 1e-6 + 0.0 * kl) for v, plan, kl in measured_by(knapsack, lambda _v: 1.0, 30)])
     for name, row in before.items():
         assert all(new >= 0.1 * old for new, old in zip(knapsack.kl[name], row, strict=True))
 
@@ -232,7 +381,7 @@ def test_candidates_that_teach_nothing(make_space):
     before, base = dict(knapsack.kl), knapsack.space.uniform()
     heads = {**base, "keep:net.0.attention/heads": 1}
     for measured in ([], [(base, 0.0)], [(heads, 0.0)], [({**heads, "sparsity:all layers": 1}, 5.0)]):
-        knapsack.learn_losses(measured)
+        knapsack.learn_losses([(values, knapsack.space.decode(values), kl) for values, kl in measured])
         assert knapsack.kl == before
 
 
@@ -241,7 +390,8 @@ def test_choices_within_what_is_removed_are_not_corrected(make_space):
     heads, gone = "keep:net.1.attention/heads", "remove:net.1"
     before = dict(knapsack.kl)
     base = knapsack.space.uniform()
-    knapsack.learn_losses([({**base, heads: 1, gone: 1}, 1.0), ({**base, "remove:net.0": 1}, 1e-3)])
+    measured = [({**base, heads: 1, gone: 1}, 1.0), ({**base, "remove:net.0": 1}, 1e-3)]
+    knapsack.learn_losses([(values, knapsack.space.decode(values), kl) for values, kl in measured])
     assert knapsack.kl[gone][1] > before[gone][1]
     assert knapsack.kl[heads] == pytest.approx(before[heads])
 

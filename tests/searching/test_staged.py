@@ -18,7 +18,7 @@ from autocompress.searching.atoms import Atoms
 from autocompress.searching.climbing import TUNED_LEAST
 from autocompress.searching.controller import Controller, Proposal
 from autocompress.searching.knapsack import Knapsack
-from autocompress.searching.parts import parts_of
+from autocompress.searching.parts import drawn_from, parts_of
 from autocompress.searching.rungs import ETA
 from autocompress.searching.seen import Clock, Judge
 from autocompress.searching.staged import UNTRAINED_SHARE, Staged
@@ -111,7 +111,9 @@ class World:
 
     def staged(self, journal, budget_s=1e9, *, fits=lambda _trial: True, seed=0, sampler="random", **changes):
         known = [trial for trial in self.trials if trial.rung == 0]
-        controller = Controller(journal, self.untrained, self.maximize, lambda _trial: {}, sampler, seed, known)
+        controller = Controller(
+            journal, drawn_from(self.untrained), self.maximize, lambda _trial: {}, sampler, seed, known
+        )
         clock = Clock(lambda: self.now, self.now, budget_s)
         judge = Judge(self.maximize, fits)
         given = {"seed": seed, "trials": list(self.trials), **changes}
@@ -208,22 +210,32 @@ def test_without_recovery_all_time_is_used_and_no_more(world, journal):
     assert {trial.rung for trial in trials} == {0}
 
 
-def test_recipes_and_zeros_are_not_refined_and_teach_no_seconds(world, journal):
-    """Oracle: the model of seconds without what a recipe gave; variables that the program leaves alone stay."""
+def test_recipes_and_zeros_are_corners_alone_and_teach_no_seconds(world, journal):
+    """Oracle: the model of seconds without what a recipe gave; nothing else learns or has zeros, by any refinement."""
     rules = {**STRUCTURE, "learn": [None, {"recipe": "gradual", "sparsity": 0.5, "steps": 9}], "sparsity": [0.0, 0.5]}
     made = world(rules)
-    learned = made.untrained.decode({**made.untrained.uniform(), "learn": 1})
-    made.trials.append(made.make_trial(1, 0.2, 0.8, plan=learned, proposal=-1, origin="seed"))
-    staged = made.staged(journal)
+    corner = {**made.untrained.uniform(), "learn": 1}
+    learned = made.untrained.decode(corner)
+    made.single = {name: row for name, row in made.single.items() if name != "learn"}
+    staged = made.staged(journal, corners=[("seed", corner)])
+    first = staged.ask(1e9)
+    assert first.plan == learned
+    made.trials.append(made.make_trial(1, 0.2, 0.8, plan=learned, proposal=first.number, origin="seed"))
+    staged.tell(first.number, made.trials[-1])
     staged._corrected_front(staged.knapsack)
     without = staged.knapsack.work.fit([Plan()], [0.01])
     assert staged.knapsack.work.fitted == pytest.approx(without.fitted)
-    trials = made.follow(staged, most=40)
-    moved = [t.plan for t in trials if t.origin in ("refined", "solved") and (t.plan.learn or t.plan.mask)]
-    sampled = [t.plan for t in trials if t.origin == "sampled" and (t.plan.learn or t.plan.mask)]
-    assert sampled, "the sampler knows them"
-    parents = {plan.mask for plan in sampled}
-    assert {plan.mask for plan in moved} <= parents
+    for session in (staged, made.staged(journal)):
+        trials = made.follow(session, most=40)
+        assert {"refined", "sampled"} & {t.origin for t in trials}
+        assert not any(t.plan.learn or t.plan.mask for t in trials)
+    known = staged._values[next(t.fingerprint for t in made.trials if t.origin == "solved")]
+    assert known["learn"] == known["sparsity:all layers"] == 0
+
+
+def test_a_space_of_zeros_alone_is_drawn_from(world, journal):
+    made = world({"sparsity": [0.0, 0.5, 0.7]})
+    assert {t.plan.mask.sparsity for t in made.follow(made.staged(journal)) if t.plan.mask} == {0.5, 0.7}
 
 
 # recovery

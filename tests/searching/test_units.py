@@ -98,6 +98,28 @@ def test_rows_of_a_cost_add_up_to_the_whole_model(make_space, table):
     assert [row[1:] for row in made.errors] == [[errors[o].kl for o in unit.options[1:]] for unit in units]
 
 
+def test_seconds_are_exact_around_the_plan_that_they_are_priced_around(make_space, table):
+    """Oracle: seconds of whole plans of which each two neighbours that compute alike save something; dense, too."""
+    units = units_of(make_space(solving(LINEAR)))
+    order = [layer.name for layer in table.layers]
+
+    def predict(plan):
+        kinds = [plan.layers[name].precision if name in plan.layers else "fp32" for name in order]
+        saved = sum(0.01 if kind == "fp32" else 0.02 for kind, other in itertools.pairwise(kinds) if kind == other)
+        return 2.0 - 0.05 * sum(kind != "fp32" for kind in kinds) - saved
+
+    errors = {option: Sensitivity(0.0, True) for unit in units for option in unit.options}
+    around = joined([unit.options[1] for unit in units])
+    made = tables_of(units, errors, predict, table, around=around)
+    for place, unit in enumerate(units):
+        for option in range(len(unit.options)):
+            choice = [1] * len(units)
+            choice[place] = option
+            plan = joined([u.options[o] for u, o in zip(units, choice, strict=True)])
+            assert sum(row[o] for row, o in zip(made.seconds, choice, strict=True)) == pytest.approx(predict(plan))
+    assert made.dense_s == predict(Plan())
+
+
 def test_predicted_errors_never_fall_with_fewer_bytes(make_space, table):
     units = units_of(make_space(solving({"match": "classifier", "precision": ["fp32", "int8", "int4-weights"]})))
     dense, int8, int4 = units[0].options
