@@ -5,6 +5,7 @@ Who proposes is the strategy's affair: `staged`, `joint` (seeds, then what the s
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -34,15 +35,21 @@ INT8: tuple[Precision, ...] = ("int8", "int8-dynamic")
 #: Stands where a trial answers no proposal of the controller.
 NO_PROPOSAL = -1
 
+#: Origins of what is evaluated before the strategy is asked.
+REFERENCES: tuple[Origin, ...] = ("dense", "uniform-int8")
+
 #: Uniform levels that are also tried without recovery: light ones may need none.
 UNRECOVERED = 2
 
 #: Share of the time budget that the finalists may take at most.
 FINAL_SHARE = 0.25
 
+#: Times that the front is graded anew, because some of it does not keep the budgets on the confirm part.
+FINAL_ROUNDS = 4
+
 #: Why a search ends whose strategy has nothing more to propose.
 EXHAUSTED = {
-    "staged": "every candidate that promised something is evaluated",
+    "staged": "no stage has a candidate left that was not evaluated",
     "joint": "the space holds no candidate that was not evaluated",
     "solve": "every plan that the integer program asked for is evaluated",
 }
@@ -93,6 +100,7 @@ class Loop:
     search_s: float = 0.0
     worked_s: float = 0.0
     stage: str = "probe"
+    under_way: int = 0
 
     @property
     def front(self) -> Front:
@@ -144,7 +152,7 @@ class Loop:
             self._runner.workers,
         )
         if staged:
-            begun, clock = time.perf_counter(), Clock(lambda: self.elapsed_s, self.elapsed_s, self.budget_s)
+            begun, clock = time.perf_counter(), self._clock()
             found = make_staged(
                 self.shop, self.space, self.probe, self.budgets, self.trials, controller, clock,
                 seed=self.seed, teller=Teller(self.watcher.say, self.announce, self.detail),
@@ -155,27 +163,36 @@ class Loop:
             controller.enqueue(values, origin)
         return controller
 
+    def _clock(self) -> Clock:
+        """Where the search stands; it began after the references, be it in an earlier session."""
+        first = next((place for place, trial in enumerate(self.trials) if trial.origin not in REFERENCES), None)
+        begun_s = self.elapsed_s if first is None else self.trials[first - 1].finished_s if first else 0.0
+        begun_count = len(self.trials) if first is None else first
+        return Clock(
+            lambda: self.elapsed_s, begun_s, self.budget_s,
+            lambda: len(self.trials) + self.under_way, begun_count, self.max_trials,
+        )  # fmt: skip
+
     def _search(self, proposer: Proposer) -> str:
         """Keep as many candidates under way as the runner takes, until there is no more to propose, or no time."""
-        under_way = 0
         while True:
             reason = ""
-            while not reason and under_way < self._runner.workers:
-                proposal, reason = self._next(proposer, under_way)
+            while not reason and self.under_way < self._runner.workers:
+                proposal, reason = self._next(proposer)
                 if proposal is not None:
                     self._runner.submit(proposal)
-                    under_way += 1
-            if not under_way:
+                    self.under_way += 1
+            if not self.under_way:
                 return reason
             trial = self._finished()
-            under_way -= 1
+            self.under_way -= 1
             proposer.tell(trial.proposal, trial)
 
-    def _next(self, proposer: Proposer, under_way: int) -> tuple[Proposal | None, str]:
+    def _next(self, proposer: Proposer) -> tuple[Proposal | None, str]:
         """What to begin next, or why nothing is begun now."""
-        if self.max_trials is not None and len(self.trials) + under_way >= self.max_trials:
+        if self.max_trials is not None and len(self.trials) + self.under_way >= self.max_trials:
             return None, f"{self.max_trials} candidates were allowed"
-        left_s = self.budget_s - self.elapsed_s - self._final_seconds() - under_way * self._mean_seconds("measure")
+        left_s = self.budget_s - self.elapsed_s - self._final_seconds() - self.under_way * self._mean_seconds("measure")
         proposal = proposer.ask(left_s) if left_s > 0 else None
         if proposal is None:
             late = left_s < 2 * typical_seconds(self.trials)
@@ -278,28 +295,38 @@ class Loop:
 
         From then on a finalist is held against the budgets by the confirm part of validation.
         """
-        graded: set[str] = set()
-        while True:
+        begun_s, graded = self.elapsed_s, set[str]()
+        for turn in itertools.count():
             waiting = [t for t in (*self.front.references, *self.front.points) if t.fingerprint not in graded]
+            for place, trial in enumerate(waiting):
+                late = self.elapsed_s - begun_s > FINAL_SHARE * self.budget_s
+                if turn and (late or turn == FINAL_ROUNDS):
+                    why = "their share of the time is spent" if late else f"after {turn} rounds"
+                    self.watcher.say(
+                        f"grading stops, {why}: {len(waiting) - place} more would stand on the front, since others do "
+                        "not keep the budgets on the confirm part"
+                    )
+                    return
+                graded.add(trial.fingerprint)
+                if not trial.graded:
+                    self._grade(trial)
             if not waiting:
                 return
-            trial = waiting[0]
-            graded.add(trial.fingerprint)
-            if trial.graded:
-                continue
-            assert trial.artifact is not None
-            begun = time.perf_counter()
-            try:
-                latency = measure_again(trial, self.shop)
-                test = score_artifact(trial.artifact, self.shop, self.shop.task.test)
-            except StorageError:
-                raise
-            except Exception as fault:  # what the search measured stays; the next run tries again
-                self.watcher.say(f"final grading of {trial.fingerprint} failed: {type(fault).__name__}: {fault}")
-                continue
-            self.worked_s += time.perf_counter() - begun
-            self._record(self._judge(trial.replace(latency=latency, quality_test=test.value), "confirm"))
-            self.announce("finalists")
+
+    def _grade(self, trial: Trial) -> None:
+        assert trial.artifact is not None
+        begun = time.perf_counter()
+        try:
+            latency = measure_again(trial, self.shop)
+            test = score_artifact(trial.artifact, self.shop, self.shop.task.test)
+        except StorageError:
+            raise
+        except Exception as fault:  # what the search measured stays; the next run tries again
+            self.watcher.say(f"final grading of {trial.fingerprint} failed: {type(fault).__name__}: {fault}")
+            return
+        self.worked_s += time.perf_counter() - begun
+        self._record(self._judge(trial.replace(latency=latency, quality_test=test.value), "confirm"))
+        self.announce("finalists")
 
     def detail(self, text: str) -> None:
         """Tell the watcher what is being done within the stage."""

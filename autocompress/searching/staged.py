@@ -2,11 +2,12 @@
 
 Without recovery first: uniform levels, then the front that an integer program expects, then refinements of what was
 measured. Then recovery: its settings are tuned at anchors and shared, the candidates that promise most are recovered
-for few steps, and the best of these for more.
+for few steps, and the best of these for more. While there is time, both go on in turn.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -14,9 +15,10 @@ import numpy as np
 
 from autocompress.plan import Plan
 from autocompress.records import Origin, Trial
-from autocompress.searching.climbing import Climb
+from autocompress.searching.climbing import TUNED_MOST, Climb
 from autocompress.searching.controller import Controller, Proposal, typical_seconds
 from autocompress.searching.knapsack import Expected, Knapsack
+from autocompress.searching.rungs import ETA
 from autocompress.searching.seen import NO_PROPOSAL, Clock, Judge, Seen, Teller, own_ratio
 from autocompress.space import SearchSpace, Values
 
@@ -81,7 +83,9 @@ class Staged:
         self._corners = list(corners)
         self._teller = teller or Teller()
         self._values: dict[str, Values] = {}
-        self._fresh = 0
+        self._front: list[Expected] | None = None
+        self._fresh = self._turn = self._made = 0
+        self._exhausted = knapsack is None
         self._draw = np.random.default_rng([seed, len(trials)])
         self._flow = self._stages()
         for trial in trials:
@@ -102,6 +106,7 @@ class Staged:
         proposal = next(self._flow, None)
         if proposal is not None:
             self._seen.under_way[proposal.plan.fingerprint] = proposal
+            self._made += 1
         return proposal
 
     def tell(self, number: int, trial: Trial) -> None:
@@ -115,58 +120,70 @@ class Staged:
             self._controller.add(self._values[trial.fingerprint], trial)
 
     def _stages(self) -> Iterator[Proposal | None]:
-        if self.knapsack is not None:
-            yield from self._untrained(self.knapsack)
-        else:
+        """Solve, refine and recover; then refine and recover in turn, until the time or the space is used up."""
+        if self.knapsack is None:
             yield from self._propose({}, "seed")
-        yield from self._seen.settled()
-        if self.space.steps:
-            self._teller.stage("recover")
-            yield from self.climb.proposals()
+        clock, recovers = self._seen.clock, any(trial.rung for trial in self._seen.trials.values())
+        tune, wider = True, 0
+        for turn in itertools.count():
+            made = self._made
+            if self.knapsack is not None and not self._exhausted and (turn or not recovers):
+                yield from self._untrained(self.knapsack, clock)
+            yield from self._seen.settled()
+            if self.space.steps:
+                self._teller.stage("recover")
+                yield from self.climb.proposals(tune, wider)
+                yield from self._seen.settled()
+            tune = turn > 0 and self._made == made
+            if tune and not (self._exhausted and self._more_to_recover(wider)):
+                return
+            wider += tune
+            clock = self._seen.time_left()
 
-    def _untrained(self, knapsack: Knapsack) -> Iterator[Proposal | None]:
+    def _more_to_recover(self, wider: int) -> bool:
+        """Whether recovery may find something to do once it is allowed more settings and candidates."""
+        return bool(self.space.steps) and wider < ETA + len(self._seen.trials) // TUNED_MOST
+
+    def _untrained(self, knapsack: Knapsack, clock: Clock) -> Iterator[Proposal | None]:
+        """Measure the front that the program expects, then refine, within a share of the time or until it stagnates."""
         share = UNTRAINED_SHARE if self.space.steps else 1.0
-        for origin, values in self._corners[:FIRST]:
-            if self._time_for_untrained(share):
-                yield from self._propose(values, origin)
-        front = self._corrected_front(knapsack)
-        self._teller.stage("solve")
-        self._teller.say(
-            f"the integer program expects {len(front)} candidates from {front[0].seconds * 1e3:.3g} to "
-            f"{front[-1].seconds * 1e3:.3g} ms"
-            if front
-            else "the integer program finds no candidate"
-        )
-        corners, gains = self._corners[FIRST:], [math.inf]
-        turn = 0
-        while self._time_for_untrained(share) and not (self.space.steps and self._stagnates(gains)):
-            if self._fresh >= (REFINED_EVERY if turn else REFIT_EVERY):
-                front = self._corrected_front(knapsack)
+        if self._front is None:
+            self._teller.stage("solve")
+            for origin, values in self._corners[:FIRST]:
+                if self._time_for_untrained(clock, share):
+                    yield from self._propose(values, origin)
+            self._front = self._corrected_front(knapsack)
+            self._teller.say(expectation(self._front))
+        gains, refines = [math.inf], False
+        while self._time_for_untrained(clock, share) and not (self.space.steps and self._stagnates(gains)):
+            if self._fresh >= (REFINED_EVERY if self._turn else REFIT_EVERY):
+                self._front = self._corrected_front(knapsack)
             before = self._seen.volume()
-            needed = self._most_needed(front)
+            needed = self._most_needed(self._front)
             proposal = None
             if needed is not None:
                 proposal = self._proposal(needed.values, "solved")
-            elif corners:
-                origin, values = corners.pop(0)
+            elif self._corners:
+                origin, values = self._corners.pop(0)
                 proposal = self._proposal(values, origin)
                 if proposal is None:
                     continue
             else:
-                if not turn:
+                if not refines:
                     self._teller.stage("refine")
-                turn += 1
-                proposal = self._refined(knapsack, turn)
+                refines = True
+                self._turn += 1
+                proposal = self._refined(knapsack, self._turn)
             if proposal is None and not self._seen.under_way:
+                self._exhausted = True
                 return
             yield proposal  # or None: those under way may yet bring something to refine
-            if proposal is None:
-                continue
-            gains = gains if needed is not None or corners else [*gains, self._seen.volume() / max(before, 1e-12) - 1]
+            if proposal is not None and needed is None and refines:
+                gains.append(self._seen.volume() / max(before, 1e-12) - 1)
 
-    def _time_for_untrained(self, share: float) -> bool:
+    def _time_for_untrained(self, clock: Clock, share: float) -> bool:
         done = [trial for trial in self._seen.trials.values() if trial.rung == 0]
-        return self._seen.clock.before(share) and self._seen.left_s >= typical_seconds(done)
+        return clock.before(share) and self._seen.left_s >= typical_seconds(done)
 
     @staticmethod
     def _stagnates(gains: Sequence[float]) -> bool:
@@ -291,6 +308,14 @@ class Staged:
             return None
         self._values[plan.fingerprint] = dict(values)
         return Proposal(NO_PROPOSAL, plan, origin)
+
+
+def expectation(front: Sequence[Expected]) -> str:
+    """What the program expects, in words."""
+    if not front:
+        return "the integer program finds no candidate"
+    low, high = (front[place].seconds * 1e3 for place in (0, -1))
+    return f"the integer program expects {len(front)} candidates from {low:.3g} to {high:.3g} ms"
 
 
 #: Pairs of moves that a switch chooses from, and the difference in seconds, as a share, that it should keep within.
