@@ -53,6 +53,9 @@ def search(
     sampler: Annotated[str | None, typer.Option(help="auto, tpe, nsga2, nsga3, gp or random [auto]")] = None,
     seed: Annotated[int | None, typer.Option()] = None,
     max_trials: Annotated[int | None, typer.Option(help="candidates to evaluate at most")] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="stop after so many candidates that add under 0.1% of hypervolume [never]")
+    ] = None,
     bank_limit: BankLimit = None,
     workers: Annotated[int | None, typer.Option(help="processes that build candidates, or tasks of --ray [1]")] = None,
     ray: Annotated[str | None, typer.Option(help="a Ray cluster: host:port, auto or local")] = None,
@@ -88,6 +91,7 @@ def search(
             sampler=settings.sampler,  # type: ignore[arg-type]
             seed=settings.seed,
             max_trials=settings.max_trials,
+            patience=settings.patience,
             bank_limit=settings.bank_limit,
             workers=settings.workers,
             ray=settings.ray,

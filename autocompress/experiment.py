@@ -37,6 +37,7 @@ class Experiment(BaseModel):
     sampler: str = "auto"
     seed: int = 0
     max_trials: int | None = Field(None, ge=1)
+    patience: int | None = Field(None, ge=5)
     bank_limit: str | None = None
     workers: int | None = None
     ray: str | None = None

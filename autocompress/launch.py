@@ -31,6 +31,7 @@ from autocompress.searching.mixed import check_size, dropped_precisions
 from autocompress.searching.probe import Probe, check_reachable, run_probe
 from autocompress.searching.runner import Runner
 from autocompress.searching.runners import check_runner, open_runner
+from autocompress.searching.stages import Stages, check_patience
 from autocompress.searching.status import Silent, Watcher
 from autocompress.space import SearchSpace, build_space, default_space
 from autocompress.survey import survey
@@ -54,6 +55,7 @@ def search(
     sampler: Sampler = "auto",
     seed: int = 0,
     max_trials: int | None = None,
+    patience: int | None = None,
     bank_limit: str | int | None = None,
     workers: int | None = None,
     ray: str | None = None,
@@ -77,6 +79,8 @@ def search(
         sampler: "auto" (multivariate TPE), "tpe", "nsga2", "nsga3", "gp" or "random".
         seed: of the sampler and of the recoveries.
         max_trials: candidates to evaluate at most.
+        patience: stop once so many candidates (5 or more) of a stage made the front's hypervolume grow by less than
+            0.1 %; a stage of "staged" that stagnates makes room for the next one. May differ when resuming.
         bank_limit: disk that intermediate results may take, such as "2GB", or bytes; may differ when resuming.
         workers: processes that build, recover and score candidates, each with its share of the cores; they rest while
             one is timed. 1 by default: all in this process. May differ when resuming.
@@ -94,13 +98,15 @@ def search(
     check_runner(workers, ray)
     seconds = budget if isinstance(budget, int | float) else parse_seconds(budget, "--budget")
     _check_positive({"--budget": seconds, "--max-trials": max_trials})
+    check_patience(patience)
+    limits = Limits(seconds, max_trials, patience)
     order = read_order(
         task, out=out, space=space, hardware=hardware, max_latency=max_latency, min_speedup=min_speedup,
         max_drop=max_drop, max_size=max_size, strategy=strategy, sampler=sampler, seed=seed, bank_limit=bank_limit,
         source=source,
         more={
             "budget": str(budget) if isinstance(budget, str) else f"{budget:g}s",
-            "max_trials": max_trials, "workers": workers, "ray": ray,
+            "max_trials": max_trials, "patience": patience, "workers": workers, "ray": ray,
         },
     )  # fmt: skip
     for note in _part_notes(task):
@@ -109,17 +115,26 @@ def search(
         settle_folder(order)
         run = Run(order.root)
         state = run.state
-        if state.get("finished") and _enough(state, seconds, max_trials):
+        if state.get("finished") and _enough(state, limits):
             watcher.say(f"nothing left to do: {run.status()}")
             if not (order.root / "report.html").is_file():
                 run.report()
             return run
         torch.set_num_threads(cores())
         with opened_shop(order) as shop, closing(open_runner(shop, workers, ray)) as runner:
-            _search(order, shop, runner, seconds, max_trials, watcher)
+            _search(order, shop, runner, limits, watcher)
     run = Run(order.root)
     run.report()
     return run
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a search stops: seconds in all sessions together, candidates at most, and candidates that add nothing."""
+
+    seconds: float
+    max_trials: int | None = None
+    patience: int | None = None
 
 
 @dataclass(frozen=True)
@@ -202,9 +217,7 @@ def opened_shop(order: Order) -> Iterator[Workshop]:
         yield open_workshop(order.root, order.task, order.table, order.profile, bench, bank_limit=order.bank_limit)
 
 
-def open_loop(
-    order: Order, shop: Workshop, runner: Runner, seconds: float, max_trials: int | None, watcher: Watcher
-) -> Loop:
+def open_loop(order: Order, shop: Workshop, runner: Runner, limits: Limits, watcher: Watcher) -> Loop:
     """The loop of a new or resumed run, after the probe.
 
     Raises:
@@ -216,21 +229,23 @@ def open_loop(
 
     def save(front: Front) -> None:
         write_json(root / "front.json", front_entries(front))
-        write_json(root / "state.json", {"spent_s": loop.elapsed_s, **overhead})
+        stages = loop.stages.to_json(loop.elapsed_s, front.hypervolume())
+        write_json(root / "state.json", {"spent_s": loop.elapsed_s, **overhead, "stages": stages})
 
     loop = Loop(
         shop=shop,
         space=order.space,
         budgets=order.budgets,
         trials=read_trials(root / "trials.jsonl"),
-        budget_s=seconds,
+        budget_s=limits.seconds,
         spent_s=float(state.get("spent_s", 0.0)),
         watcher=watcher,
         saved=save,
         sampler=order.asked["sampler"],
         seed=order.asked["seed"],
-        max_trials=max_trials,
+        max_trials=limits.max_trials,
         runner=runner,
+        stages=Stages(state.get("stages", ()), limits.patience),
     )
     loop.announce("probe")
     loop.probe = _probe(shop, order.space, watcher)
@@ -241,20 +256,20 @@ def open_loop(
     return loop
 
 
-def _search(
-    order: Order, shop: Workshop, runner: Runner, seconds: float, max_trials: int | None, watcher: Watcher
-) -> None:
+def _search(order: Order, shop: Workshop, runner: Runner, limits: Limits, watcher: Watcher) -> None:
     before = Run(order.root).state
-    loop = open_loop(order, shop, runner, seconds, max_trials, watcher)
+    loop = open_loop(order, shop, runner, limits, watcher)
     reason = loop.run()
     loop.saved(final_front(loop.front, order.root))
     state = {
         "spent_s": loop.elapsed_s,
         "search_s": before.get("search_s", 0.0) + loop.search_s,
         "controller_s": before.get("controller_s", 0.0) + loop.search_s - loop.worked_s,
+        "stages": loop.stages.to_json(loop.elapsed_s, loop.front.hypervolume()),
         "finished": reason,
-        "budget_s": seconds,
-        "max_trials": max_trials,
+        "budget_s": limits.seconds,
+        "max_trials": limits.max_trials,
+        "patience": limits.patience,
     }
     write_json(order.root / "state.json", state)
 
@@ -271,11 +286,11 @@ def _probe(shop: Workshop, space: SearchSpace, watcher: Watcher) -> Probe:
     return run_probe(shop, space, path, watcher.say)
 
 
-def _enough(state: Mapping[str, Any], seconds: float, max_trials: int | None) -> bool:
-    """Whether a finished run has nothing more to do for this budget."""
-    before = state.get("max_trials")
-    more_trials = before is not None and (max_trials is None or max_trials > before)
-    return seconds <= state["budget_s"] and not more_trials
+def _enough(state: Mapping[str, Any], limits: Limits) -> bool:
+    """Whether a finished run has nothing more to do within these limits."""
+    counts = ((state.get("max_trials"), limits.max_trials), (state.get("patience"), limits.patience))
+    more = any(before is not None and (now is None or now > before) for before, now in counts)
+    return limits.seconds <= state["budget_s"] and not more
 
 
 def _resolved(

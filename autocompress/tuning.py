@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from autocompress.errors import ConfigError
 from autocompress.folder import claimed
-from autocompress.launch import open_loop, opened_shop, read_order, settle_folder
+from autocompress.launch import Limits, open_loop, opened_shop, read_order, settle_folder
 from autocompress.searching.controller import Controller, Sampler
 from autocompress.searching.kit import pack
 from autocompress.searching.ray_runner import check_ray, connect
@@ -88,7 +88,7 @@ def ray_tune(
     settle_folder(order)
     connect(ray)
     with opened_shop(order) as shop:
-        loop = open_loop(order, shop, InProcess(shop, SEVERAL), math.inf, None, watcher or Silent())
+        loop = open_loop(order, shop, InProcess(shop, SEVERAL), Limits(math.inf), watcher or Silent())
         loop.evaluate_references()
     dense = loop.front.dense
     assert dense is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -30,10 +31,14 @@ class Climb:
         space: the whole space, recovery included.
         seen: of the search.
         seed: of all that is drawn.
+        begin: called before each anchor and each rung.
     """
 
-    def __init__(self, space: SearchSpace, seen: Seen, seed: int = 0) -> None:
+    def __init__(
+        self, space: SearchSpace, seen: Seen, seed: int = 0, begin: Callable[[], None] = lambda: None
+    ) -> None:
         self.space = space
+        self._begin = begin
         self._seen = seen
         self._seed = seed
         self._tuner = Tuner(space.recovery, seed)
@@ -53,7 +58,9 @@ class Climb:
         for place, (rung, steps) in enumerate(rungs):
             yield from self._seen.settled()
             share = 1.0 if place == len(rungs) - 1 else FIRST_RUNG_SHARE
-            yield from self.climb(rung, steps, lambda share=share: clock.before(share), wider)  # type: ignore[misc]
+            self._begin()
+            in_time = functools.partial(_in_time, clock, share)
+            yield from self.climb(rung, steps, in_time, wider)
 
     def _tuned(self, rung: tuple[int, int], clock: Clock, wider: int) -> Iterator[Proposal]:
         """Recover the anchors with different settings, as long as it pays; more settings where there is more time."""
@@ -61,9 +68,10 @@ class Climb:
         anchors, share = self._anchors(), 1.0 if wider else TUNED_SHARE
         least, most = (TUNED_LEAST, TUNED_MOST * (1 + wider)) if self.space.recovery else (1, 1)
         for place, anchor in enumerate(anchors):
+            self._begin()
             for tried in range(len(self._tried(anchor)), most):
                 enough = tried >= least or place > 0
-                if not self._time_for(number) or (enough and not clock.before(share * (place + 1) / len(anchors))):
+                if not self._time_for(number) or (enough and not _in_time(clock, share * (place + 1) / len(anchors))):
                     break
                 proposal = self._recovery(anchor, self._settings(anchor, tried), steps, number, "tuned")
                 if proposal is not None:
@@ -231,3 +239,8 @@ class Climb:
         steps = self.space.steps
         more = steps[rung - 1] / steps[rung - 2] if rung > 1 else 1.0
         return self._seen.left_s >= more * typical_seconds(lower)
+
+
+def _in_time(clock: Clock, share: float) -> bool:
+    """Whether a share of the time is not spent yet, and still adds anything."""
+    return clock.before(share) and not clock.stagnates()

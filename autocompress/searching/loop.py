@@ -25,6 +25,8 @@ from autocompress.searching.prepare import make_staged
 from autocompress.searching.probe import Probe
 from autocompress.searching.runner import InProcess, Runner
 from autocompress.searching.seen import Clock, Teller
+from autocompress.searching.staged import Staged
+from autocompress.searching.stages import Stage, Stages
 from autocompress.searching.status import Status, Watcher
 from autocompress.space import SearchSpace, Values
 from autocompress.workshop import Workshop
@@ -79,6 +81,7 @@ class Loop:
         probe, references: set before `run`; see `references` below.
         runner: evaluates; one after another in this process by default.
         saved: called when the trials changed, to write the front to disk.
+        stages: what each stage took and found, of earlier sessions too.
         search_s, worked_s: wall-clock of `run`, and the part of it spent in, or waiting for, the stages of candidates.
     """
 
@@ -99,8 +102,9 @@ class Loop:
     started: float = field(default_factory=time.perf_counter)
     search_s: float = 0.0
     worked_s: float = 0.0
-    stage: str = "probe"
+    stage: str = ""
     under_way: int = 0
+    stages: Stages = field(default_factory=Stages)
 
     @property
     def front(self) -> Front:
@@ -123,9 +127,12 @@ class Loop:
         begun = time.perf_counter()
         self.announce("search")
         self.evaluate_references()
-        reason = self._search(self.proposer())
+        proposer = self.proposer()
+        self._begin()
+        reason = self._search(proposer)
         self.announce("finalists")
         self._grade_finalists()
+        self._tell(self.stages.end(self.elapsed_s, self.front.hypervolume()))
         self.search_s += time.perf_counter() - begun
         return reason
 
@@ -155,7 +162,7 @@ class Loop:
             begun, clock = time.perf_counter(), self._clock()
             found = make_staged(
                 self.shop, self.space, self.probe, self.budgets, self.trials, controller, clock,
-                seed=self.seed, teller=Teller(self.watcher.say, self.announce, self.detail),
+                seed=self.seed, teller=Teller(self.watcher.say, self.announce, self.detail, self._begin),
             )  # fmt: skip
             self.worked_s += time.perf_counter() - begun
             return found
@@ -171,6 +178,7 @@ class Loop:
         return Clock(
             lambda: self.elapsed_s, begun_s, self.budget_s,
             lambda: len(self.trials) + self.under_way, begun_count, self.max_trials,
+            lambda: self.stages.stagnates,
         )  # fmt: skip
 
     def _search(self, proposer: Proposer) -> str:
@@ -192,9 +200,13 @@ class Loop:
         """What to begin next, or why nothing is begun now."""
         if self.max_trials is not None and len(self.trials) + self.under_way >= self.max_trials:
             return None, f"{self.max_trials} candidates were allowed"
+        if self.stages.stagnates and self.space.rules.strategy != "staged":
+            return None, self.stages.stagnation
         left_s = self.budget_s - self.elapsed_s - self._final_seconds() - self.under_way * self._mean_seconds("measure")
         proposal = proposer.ask(left_s) if left_s > 0 else None
         if proposal is None:
+            if isinstance(proposer, Staged) and proposer.stagnated:
+                return None, self.stages.stagnation
             late = left_s < 2 * typical_seconds(self.trials)
             return None, "the time budget is spent" if late else EXHAUSTED[self.space.rules.strategy]
         return proposal, ""
@@ -231,6 +243,7 @@ class Loop:
         )
         trial = self._judge(trial)
         self._record(trial)
+        self.stages.candidate(self.front.hypervolume())
         self.watcher.candidate(trial, self.front)
         self.announce(self.stage)
         return trial
@@ -334,7 +347,9 @@ class Loop:
 
     def announce(self, stage: str, detail: str = "") -> None:
         """Tell the watcher where the search stands."""
-        self.stage = stage
+        if stage != self.stage:
+            self.stage = stage
+            self._tell(self.stages.enter(stage, self.elapsed_s, self.front.hypervolume()))
         failed = sum(t.state == "FAILED" for t in self.trials)
         self.watcher.update(
             Status(
@@ -348,6 +363,15 @@ class Loop:
                 detail,
             )
         )
+
+    def _begin(self) -> None:
+        """Something new is tried: whether the search stagnates shows anew."""
+        self.stages.begin(self.front.hypervolume())
+
+    def _tell(self, ended: Stage | None) -> None:
+        """What a stage took and found."""
+        if ended is not None:
+            self.watcher.say(str(ended))
 
     def _best_words(self) -> str:
         points = [t for t in self.front.points if t.latency]

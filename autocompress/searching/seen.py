@@ -29,6 +29,7 @@ class Clock:
         count: gives the candidates that were begun, in earlier sessions too.
         begun_count: of these, how many there were when the stages began.
         most: candidates allowed in all; None for any number.
+        stagnates: gives whether the last candidates of what is under way added next to nothing.
     """
 
     elapsed: Callable[[], float]
@@ -37,6 +38,7 @@ class Clock:
     count: Callable[[], int] = lambda: 0
     begun_count: int = 0
     most: int | None = None
+    stagnates: Callable[[], bool] = lambda: False
 
     @property
     def left_s(self) -> float:
@@ -63,11 +65,13 @@ class Teller:
         say: a fact worth a line.
         stage: what begins.
         detail: what is being done within it.
+        begin: something new is tried, so that what came before says nothing of how it goes.
     """
 
     say: Callable[[str], None] = lambda _text: None
     stage: Callable[[str], None] = lambda _text: None
     detail: Callable[[str], None] = lambda _text: None
+    begin: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,8 @@ PATIENCE, LITTLE = 10, 0.002
 class Staged:
     """Proposes plans stage by stage and learns from trials.
 
+    `stagnated` says whether it ended because its last stage added next to nothing.
+
     Args:
         space: the whole space, recovery included.
         knapsack: over the same space without recovery; None where there is no structure to choose.
@@ -79,12 +81,13 @@ class Staged:
         self.knapsack = knapsack
         self._controller = controller
         self._seen = Seen(judge, clock)
-        self.climb = Climb(space, self._seen, seed)
+        self.climb = Climb(space, self._seen, seed, self._begin)
+        self.stagnated = False
         self._corners = list(corners)
         self._teller = teller or Teller()
         self._values: dict[str, Values] = {}
         self._front: list[Expected] | None = None
-        self._fresh = self._turn = self._made = 0
+        self._fresh = self._made = self._turn = self._refinements = 0
         self._exhausted = knapsack is None
         self._draw = np.random.default_rng([seed, len(trials)])
         self._flow = self._stages()
@@ -125,20 +128,31 @@ class Staged:
             yield from self._propose({}, "seed")
         clock, recovers = self._seen.clock, any(trial.rung for trial in self._seen.trials.values())
         tune, wider = True, 0
-        for turn in itertools.count():
+        for self._turn in itertools.count():
             made = self._made
-            if self.knapsack is not None and not self._exhausted and (turn or not recovers):
+            if self._turn == 1:
+                self._teller.begin()
+            if self.knapsack is not None and not self._exhausted and (self._turn or not recovers):
                 yield from self._untrained(self.knapsack, clock)
             yield from self._seen.settled()
+            gave_up, refined = clock.stagnates(), self._made
             if self.space.steps:
                 self._teller.stage("recover")
                 yield from self.climb.proposals(tune, wider)
                 yield from self._seen.settled()
-            tune = turn > 0 and self._made == made
+            if clock.stagnates() or (gave_up and self._made == refined):
+                self.stagnated = True
+                return
+            tune = self._turn > 0 and self._made == made
             if tune and not (self._exhausted and self._more_to_recover(wider)):
                 return
             wider += tune
             clock = self._seen.time_left()
+
+    def _begin(self) -> None:
+        """Something new begins; but once all stages had their chance, they count as one."""
+        if not self._turn:
+            self._teller.begin()
 
     def _more_to_recover(self, wider: int) -> bool:
         """Whether recovery may find something to do once it is allowed more settings and candidates."""
@@ -149,21 +163,25 @@ class Staged:
         share = UNTRAINED_SHARE if self.space.steps else 1.0
         if self._front is None:
             self._teller.stage("solve")
+            self._begin()
             for origin, values in self._corners[:FIRST]:
                 if self._time_for_untrained(clock, share):
                     yield from self._propose(values, origin)
             self._front = self._corrected_front(knapsack)
             self._teller.say(expectation(self._front))
-        gains, refines = [math.inf], False
+        gains, refines, solves = [math.inf], False, True
         while self._time_for_untrained(clock, share) and not (self.space.steps and self._stagnates(gains)):
-            if self._fresh >= (REFINED_EVERY if self._turn else REFIT_EVERY):
+            if clock.stagnates() and (refines or self._turn):
+                return
+            solves = solves and not clock.stagnates()
+            if self._fresh >= (REFINED_EVERY if self._refinements else REFIT_EVERY):
                 self._front = self._corrected_front(knapsack)
             before = self._seen.volume()
-            needed = self._most_needed(self._front)
+            needed = self._most_needed(self._front) if solves else None
             proposal = None
             if needed is not None:
                 proposal = self._proposal(needed.values, "solved")
-            elif self._corners:
+            elif self._corners and solves:
                 origin, values = self._corners.pop(0)
                 proposal = self._proposal(values, origin)
                 if proposal is None:
@@ -171,9 +189,10 @@ class Staged:
             else:
                 if not refines:
                     self._teller.stage("refine")
+                    self._begin()
                 refines = True
-                self._turn += 1
-                proposal = self._refined(knapsack, self._turn)
+                self._refinements += 1
+                proposal = self._refined(knapsack, self._refinements)
             if proposal is None and not self._seen.under_way:
                 self._exhausted = True
                 return

@@ -21,8 +21,9 @@ from autocompress.searching.controller import Controller, Proposal
 from autocompress.searching.knapsack import Knapsack
 from autocompress.searching.parts import parts_of
 from autocompress.searching.rungs import ETA
-from autocompress.searching.seen import Clock, Judge
+from autocompress.searching.seen import Clock, Judge, Teller
 from autocompress.searching.staged import UNTRAINED_SHARE, Staged
+from autocompress.searching.stages import Stages
 from autocompress.searching.work import work_features, work_model
 
 STRUCTURE = {
@@ -58,6 +59,7 @@ class World:
         believed = work_model(space.table, 0.01, {"int8": 0.5}).believed
         self.device = believed * draw.uniform(0.6, 1.6, len(believed))
         self.ratios, self.trials, self.fails = {}, [], lambda _plan: False
+        self.stages, self.entered = Stages(), []
 
     @cached_property
     def every(self):
@@ -115,9 +117,13 @@ class World:
     ):
         known = [trial for trial in self.trials if trial.rung == 0]
         controller = Controller(journal, self.untrained, self.maximize, lambda _trial: {}, sampler, seed, known)
-        clock = Clock(lambda: self.now, self.now, budget_s, lambda: len(self.trials), len(self.trials), most)
+        count = len(self.trials)
+        clock = Clock(
+            lambda: self.now, self.now, budget_s, lambda: len(self.trials), count, most, lambda: self.stages.stagnates
+        )
         judge = Judge(self.maximize, fits)
-        given = {"seed": seed, "trials": list(self.trials), **changes}
+        teller = Teller(stage=self.entered.append, begin=lambda: self.stages.begin(1.0))
+        given = {"seed": seed, "trials": list(self.trials), "teller": teller, **changes}
         return Staged(self.space, self.knapsack(), controller, judge, clock, **given)
 
     def follow(self, staged, budget_s=1e9, most=10_000):
@@ -128,6 +134,7 @@ class World:
             if proposal is None:
                 break
             staged.tell(proposal.number, self.trial(proposal))
+            self.stages.candidate(1.0)
         return self.trials[begun:]
 
     def volume(self, plans):
@@ -271,6 +278,24 @@ def test_a_space_that_is_used_up_ends(world, journal):
     made = world({"blocks": {"remove": True}, "distill": held})
     trials = run_both(made, journal, 1e9)
     assert sorted(t.rung for t in trials) == [0, 0, 1, 1, 2, 2]
+
+
+def test_a_stagnating_stage_hands_over_and_the_last_one_ends_the_search(world, journal):
+    """By hand, five each: solved, refined, two anchors, the first rung; of the seven there, three on the next.
+
+    These three are too few to tell; five more, of whatever stage, end it.
+    """
+    made = world()
+    made.stages = Stages(patience=5)  # of a hypervolume that never grows
+    staged = made.staged(journal)
+    trials = made.follow(staged)
+    assert [t.origin for t in trials[:5]] == ["solved"] * 5
+    assert {t.origin for t in trials[5:10]} <= {"refined", "sampled"}
+    assert [t.origin for t in trials[10:28]] == ["tuned"] * 10 + ["recovered"] * 8
+    assert [t.rung for t in trials[10:28]] == [1] * 15 + [2] * 3
+    assert len(trials) == 33
+    assert staged.stagnated
+    assert made.entered[:3] == ["solve", "refine", "recover"]
 
 
 def test_where_nothing_promises_anything_the_front_is_recovered_the_furthest_first(world, journal, monkeypatch):
