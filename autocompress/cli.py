@@ -56,6 +56,7 @@ def search(
     patience: Annotated[
         int | None, typer.Option(help="stop after so many candidates that add under 0.1% of hypervolume [never]")
     ] = None,
+    warm_start: Annotated[str | None, typer.Option(metavar="RUN", help="evaluate an earlier run's front first")] = None,
     bank_limit: BankLimit = None,
     workers: Annotated[int | None, typer.Option(help="processes that build candidates, or tasks of --ray [1]")] = None,
     ray: Annotated[str | None, typer.Option(help="a Ray cluster: host:port, auto or local")] = None,
@@ -92,6 +93,7 @@ def search(
             seed=settings.seed,
             max_trials=settings.max_trials,
             patience=settings.patience,
+            warm_start=settings.warm_start,
             bank_limit=settings.bank_limit,
             workers=settings.workers,
             ray=settings.ray,

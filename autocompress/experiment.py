@@ -38,6 +38,7 @@ class Experiment(BaseModel):
     seed: int = 0
     max_trials: int | None = Field(None, ge=1)
     patience: int | None = Field(None, ge=5)
+    warm_start: str | None = None
     bank_limit: str | None = None
     workers: int | None = None
     ray: str | None = None

@@ -33,6 +33,7 @@ from autocompress.searching.runner import Runner
 from autocompress.searching.runners import check_runner, open_runner
 from autocompress.searching.stages import Stages, check_patience
 from autocompress.searching.status import Silent, Watcher
+from autocompress.searching.warm import prepared, read_warm_start
 from autocompress.space import SearchSpace, build_space, default_space
 from autocompress.survey import survey
 from autocompress.tasks.causal_lm import query_tokens
@@ -56,6 +57,7 @@ def search(
     seed: int = 0,
     max_trials: int | None = None,
     patience: int | None = None,
+    warm_start: str | Path | None = None,
     bank_limit: str | int | None = None,
     workers: int | None = None,
     ray: str | None = None,
@@ -81,6 +83,8 @@ def search(
         max_trials: candidates to evaluate at most.
         patience: stop once so many candidates (5 or more) of a stage made the front's hypervolume grow by less than
             0.1 %; a stage of "staged" that stagnates makes room for the next one. May differ when resuming.
+        warm_start: folder of an earlier run on the same model, whose front is evaluated first; its profile, space and
+            budgets may be other ones. May differ when resuming.
         bank_limit: disk that intermediate results may take, such as "2GB", or bytes; may differ when resuming.
         workers: processes that build, recover and score candidates, each with its share of the cores; they rest while
             one is timed. 1 by default: all in this process. May differ when resuming.
@@ -102,8 +106,8 @@ def search(
     limits = Limits(seconds, max_trials, patience)
     order = read_order(
         task, out=out, space=space, hardware=hardware, max_latency=max_latency, min_speedup=min_speedup,
-        max_drop=max_drop, max_size=max_size, strategy=strategy, sampler=sampler, seed=seed, bank_limit=bank_limit,
-        source=source,
+        max_drop=max_drop, max_size=max_size, strategy=strategy, sampler=sampler, seed=seed, warm_start=warm_start,
+        bank_limit=bank_limit, source=source,
         more={
             "budget": str(budget) if isinstance(budget, str) else f"{budget:g}s",
             "max_trials": max_trials, "patience": patience, "workers": workers, "ray": ray,
@@ -146,6 +150,7 @@ class Order:
         root: the run folder.
         asked, resolved: as `experiment.yaml` tells them.
         bank_limit: bytes.
+        warm: the front of the earlier run that was named.
     """
 
     task: Task
@@ -157,6 +162,7 @@ class Order:
     asked: Mapping[str, Any]
     resolved: Mapping[str, Any]
     bank_limit: int | None
+    warm: tuple[Plan, ...] = ()
 
 
 def read_order(
@@ -172,6 +178,7 @@ def read_order(
     strategy: Strategy | None,
     sampler: Sampler,
     seed: int,
+    warm_start: str | Path | None,
     bank_limit: str | int | None,
     source: Mapping[str, Any] | None,
     more: Mapping[str, Any],
@@ -201,12 +208,14 @@ def read_order(
         "strategy": strategy,
         "sampler": sampler,
         "seed": seed,
+        "warm_start": None if warm_start is None else str(warm_start),
         "bank_limit": bank_limit,
         **more,
         "out": str(root),
     }
     resolved = _resolved(task, rules, profile, table, budgets)
-    return Order(task, root, profile, table, full_space, budgets, asked, resolved, limit)
+    warm = () if warm_start is None else read_warm_start(warm_start, root, table, asked, resolved)
+    return Order(task, root, profile, table, full_space, budgets, asked, resolved, limit, warm)
 
 
 @contextlib.contextmanager
@@ -253,6 +262,8 @@ def open_loop(order: Order, shop: Workshop, runner: Runner, limits: Limits, watc
     loop.references = references(order.space, loop.probe)
     dropped = dropped_precisions(loop.probe, order.space.rules)
     loop.space = build_space(order.space.rules, shop.table, shop.profile, dropped, loop.probe.learning_rate)
+    broken = frozenset(fact.precision for fact in loop.probe.precisions if fact.ratio is None)
+    loop.warm = prepared(order.warm, shop.table, shop.profile, broken, watcher.say)
     return loop
 
 

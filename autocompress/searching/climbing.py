@@ -108,11 +108,11 @@ class Climb:
     def _tried(self, anchor: Trial | None) -> list[tuple[Values, float]]:
         """Settings and how well they did, of recoveries at the first rung; of one structure, or of all.
 
-        Worst of all did what failed.
+        Worst of all did what failed. What an earlier run was recovered with need not lie within this space.
         """
         found = []
         for trial in self._seen.trials.values():
-            if trial.rung != 1 or trial.plan.distill is None:
+            if trial.rung != 1 or trial.plan.distill is None or trial.origin == "warm-start":
                 continue
             if anchor is None or structure_of(trial.plan) == structure_of(anchor.plan):
                 values: Values = {name: getattr(trial.plan.distill, name) for name in self._recovery_names}

@@ -28,6 +28,7 @@ from autocompress.searching.seen import Clock, Teller
 from autocompress.searching.staged import Staged
 from autocompress.searching.stages import Stage, Stages
 from autocompress.searching.status import Status, Watcher
+from autocompress.searching.warm import offered
 from autocompress.space import SearchSpace, Values
 from autocompress.workshop import Workshop
 
@@ -79,6 +80,7 @@ class Loop:
         budget_s, spent_s: wall-clock allowed, and spent before this session.
         sampler, seed, max_trials: as given by the user.
         probe, references: set before `run`; see `references` below.
+        warm: what an earlier run found, to be evaluated first; see `searching.warm`.
         runner: evaluates; one after another in this process by default.
         saved: called when the trials changed, to write the front to disk.
         stages: what each stage took and found, of earlier sessions too.
@@ -98,6 +100,7 @@ class Loop:
     max_trials: int | None = None
     probe: Probe | None = None
     references: Sequence[tuple[Origin, Plan]] = ()
+    warm: Sequence[Plan] = ()
     runner: Runner | None = None
     started: float = field(default_factory=time.perf_counter)
     search_s: float = 0.0
@@ -146,6 +149,9 @@ class Loop:
                 detail=self.detail,
             )  # fmt: skip
             self.worked_s += time.perf_counter() - begun
+            made.warm = [plan for plan in self.warm if plan.distill is None and plan.learn is None]
+            if len(made.warm) < len(self.warm):
+                self.watcher.say(f"warm start: {len(self.warm) - len(made.warm)} left out, which were trained")
             return made
         staged = self.space.rules.strategy == "staged"
         controller = Controller(
@@ -165,7 +171,10 @@ class Loop:
                 seed=self.seed, teller=Teller(self.watcher.say, self.announce, self.detail, self._begin),
             )  # fmt: skip
             self.worked_s += time.perf_counter() - begun
+            found.warm = self.warm
             return found
+        for values in offered(self.warm, self.space, self.watcher.say):
+            controller.enqueue(values, "warm-start")
         for origin, values in seeds(self.space, self.probe):
             controller.enqueue(values, origin)
         return controller

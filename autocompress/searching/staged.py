@@ -20,6 +20,7 @@ from autocompress.searching.controller import Controller, Proposal, typical_seco
 from autocompress.searching.knapsack import Expected, Knapsack
 from autocompress.searching.rungs import ETA
 from autocompress.searching.seen import NO_PROPOSAL, Clock, Judge, Seen, Teller, own_ratio
+from autocompress.searching.warm import encode, rung_of
 from autocompress.space import SearchSpace, Values
 
 #: Share of the time by which candidates without recovery are done, where there is recovery.
@@ -50,6 +51,7 @@ PATIENCE, LITTLE = 10, 0.002
 class Staged:
     """Proposes plans stage by stage and learns from trials.
 
+    Plans of `warm`, which may be set before the first is asked for, are evaluated first of all.
     `stagnated` says whether it ended because its last stage added next to nothing.
 
     Args:
@@ -83,6 +85,7 @@ class Staged:
         self._seen = Seen(judge, clock)
         self.climb = Climb(space, self._seen, seed, self._begin)
         self.stagnated = False
+        self.warm: Sequence[Plan] = ()
         self._corners = list(corners)
         self._teller = teller or Teller()
         self._values: dict[str, Values] = {}
@@ -119,14 +122,15 @@ class Staged:
         self._fresh += trial.measured
         if number != NO_PROPOSAL:
             self._controller.tell(number, trial)
-        elif trial.rung == 0:
+        elif trial.rung == 0 and trial.fingerprint in self._values:
             self._controller.add(self._values[trial.fingerprint], trial)
 
     def _stages(self) -> Iterator[Proposal | None]:
         """Solve, refine and recover; then refine and recover in turn, until the time or the space is used up."""
+        clock, recovers = self._seen.clock, self._recovers()
+        yield from self._warmed()
         if self.knapsack is None:
             yield from self._propose({}, "seed")
-        clock, recovers = self._seen.clock, any(trial.rung for trial in self._seen.trials.values())
         tune, wider = True, 0
         for self._turn in itertools.count():
             made = self._made
@@ -148,6 +152,25 @@ class Staged:
                 return
             wider += tune
             clock = self._seen.time_left()
+
+    def _recovers(self) -> bool:
+        """Whether an earlier session came to recovering what it found itself."""
+        return any(trial.rung and trial.origin != "warm-start" for trial in self._seen.trials.values())
+
+    def _warmed(self) -> Iterator[Proposal | None]:
+        """What an earlier run found, as it is; without recovery, it is refined where the space can express it."""
+        left = [plan for plan in self.warm if not self._seen.proposed(plan)]
+        if left:
+            self._teller.stage("warm start")
+        for plan in left:
+            rung = rung_of(plan, self.space)
+            if self._seen.left_s < typical_seconds(t for t in self._seen.trials.values() if t.rung == rung):
+                continue
+            values = encode(plan, self._controller.space)
+            if rung == 0 and self._plan(values) == plan:
+                self._values[plan.fingerprint] = values
+            yield Proposal(NO_PROPOSAL, plan, "warm-start", rung)
+        yield from self._seen.settled()
 
     def _begin(self) -> None:
         """Something new begins; but once all stages had their chance, they count as one."""

@@ -35,7 +35,8 @@ def read_warm_start(
         folder: of the earlier run.
         root: of this one.
         table: of this one's model.
-        asked, resolved: of this run, as `experiment.yaml` tells them.
+        asked: of this run, as its `experiment.yaml` tells it.
+        resolved: the same, of what it came to.
 
     Raises:
         ConfigError: it is no run, this run itself, of another model, or has measured nothing.
@@ -49,7 +50,7 @@ def read_warm_start(
     try:
         theirs, front, before = run.table, run.front, run.experiment
     except KeyError as fault:
-        raise ConfigError(f"{named}: is no whole run folder ({fault} is missing); give that of another search") from None
+        raise ConfigError(f"{named}: is no whole run folder ({fault} is missing)") from None
     except AutocompressError as fault:
         raise ConfigError(f"{named}: {fault}") from None
     another = _other_layers(theirs, table) or _other_identity(before, asked, resolved)
@@ -100,7 +101,8 @@ def prepared(
 
     Args:
         plans: of the earlier run.
-        table, profile: of this one.
+        table: of this one's model.
+        profile: of this one.
         broken: precisions that the probe found not to run.
         say: is told what was left out.
     """
@@ -188,7 +190,8 @@ def _distance(tried: Plan, plan: Plan, variable: Variable, level: int, space: Se
     if kind == "remove":
         return float(level != (scope in plan.groups))
     if kind == "keep":
-        kept = [one.groups[scope].keep if scope in one.groups else WHOLE for one in (tried, plan)]
+        size = space.table.group(scope).size
+        kept = [one.groups[scope].keep if scope in one.groups else size for one in (tried, plan)]
         return abs(kept[0] - kept[1])
     if kind == "sparsity:all layers":
         zeros = [one.mask.sparsity if one.mask else 0.0 for one in (tried, plan)]

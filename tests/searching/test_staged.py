@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from autocompress.pareto import hypervolume, nondominated, reference_point
-from autocompress.plan import Distill, Plan
+from autocompress.plan import Distill, Plan, Prune
 from autocompress.searching import climbing
 from autocompress.searching import staged as module
 from autocompress.searching.atoms import Atoms
@@ -59,7 +59,7 @@ class World:
         believed = work_model(space.table, 0.01, {"int8": 0.5}).believed
         self.device = believed * draw.uniform(0.6, 1.6, len(believed))
         self.ratios, self.trials, self.fails = {}, [], lambda _plan: False
-        self.stages, self.entered = Stages(), []
+        self.stages, self.entered, self.begun = Stages(), [], []
 
     @cached_property
     def every(self):
@@ -122,9 +122,13 @@ class World:
             lambda: self.now, self.now, budget_s, lambda: len(self.trials), count, most, lambda: self.stages.stagnates
         )
         judge = Judge(self.maximize, fits)
-        teller = Teller(stage=self.entered.append, begin=lambda: self.stages.begin(1.0))
+        teller = Teller(stage=self.entered.append, begin=self.begin)
         given = {"seed": seed, "trials": list(self.trials), "teller": teller, **changes}
         return Staged(self.space, self.knapsack(), controller, judge, clock, **given)
+
+    def begin(self):
+        self.stages.begin(1.0)
+        self.begun.append(len(self.trials))
 
     def follow(self, staged, budget_s=1e9, most=10_000):
         """Evaluate what is proposed while time is left; the trials of this session."""
@@ -281,19 +285,17 @@ def test_a_space_that_is_used_up_ends(world, journal):
 
 
 def test_a_stagnating_stage_hands_over_and_the_last_one_ends_the_search(world, journal):
-    """By hand, five each: solved, refined, two anchors, the first rung; of the seven there, three on the next.
-
-    These three are too few to tell; five more, of whatever stage, end it.
-    """
+    """By hand: five of each stage, anchor and rung at most, and in the end five more of whatever stage."""
     made = world()
     made.stages = Stages(patience=5)  # of a hypervolume that never grows
     staged = made.staged(journal)
     trials = made.follow(staged)
     assert [t.origin for t in trials[:5]] == ["solved"] * 5
     assert {t.origin for t in trials[5:10]} <= {"refined", "sampled"}
-    assert [t.origin for t in trials[10:28]] == ["tuned"] * 10 + ["recovered"] * 8
-    assert [t.rung for t in trials[10:28]] == [1] * 15 + [2] * 3
-    assert len(trials) == 33
+    assert trials[10].rung == 1
+    counts = [later - before for before, later in itertools.pairwise([*made.begun, len(made.trials)])]
+    assert counts[:3] == [5, 5, 5]
+    assert max(counts) == counts[-1] == 5
     assert staged.stagnated
     assert made.entered[:3] == ["solve", "refine", "recover"]
 
@@ -506,6 +508,30 @@ def test_a_metric_that_is_minimized(world, journal):
     shared = {t.plan.distill.learning_rate for t in trials if t.origin == "recovered"}
     best = min(tuned, key=lambda t: t.quality)
     assert best.plan.distill.learning_rate in {t.plan.distill.learning_rate for t in tuned} & (shared or {0})
+
+
+def test_what_an_earlier_run_found_comes_first_at_its_rung(world, journal):
+    """Two of the space's plans, one beyond its levels, and recoveries of 10 and of 25 steps; a pause in between."""
+    made = world()
+    inside, other = list(made.every)[5], list(made.every)[9]
+    beyond = Plan({"net.0.attention/heads": Prune(3)})
+    made.every[beyond] = 0.02
+    recovered = [replace(other, distill=Distill(0.5, 3.0, 2e-3, steps), seed=7) for steps in (10, 25)]
+    warm = [Plan(), inside, beyond, *recovered]
+    staged = made.staged(journal, 2000.0)
+    staged.warm = warm
+    made.follow(staged, 2000.0, most=2)
+    staged = made.staged(journal, 2000.0)
+    staged.warm = warm
+    trials = made.trials[1:3] + made.follow(staged, 2000.0)
+    assert plans(trials[:4]) == warm[1:]
+    assert [t.rung for t in trials[:4]] == [0, 0, 1, 1]
+    assert {t.origin for t in trials[:4]} == {"warm-start"}
+    assert "warm-start" not in {t.origin for t in trials[4:]}
+    assert trials[4].rung == 0, "it is not taken for a search that recovers"
+    assert staged._values[inside.fingerprint]
+    assert beyond.fingerprint not in staged._values
+    assert len({t.fingerprint for t in made.trials}) == len(made.trials)
 
 
 # seeds and resuming
