@@ -60,10 +60,17 @@ def search(
     bank_limit: BankLimit = None,
     workers: Annotated[int | None, typer.Option(help="processes that build candidates, or tasks of --ray [1]")] = None,
     ray: Annotated[str | None, typer.Option(help="a Ray cluster: host:port, auto or local")] = None,
+    stage: Annotated[
+        str | None,
+        typer.Option(
+            help="of a staged run, this stage alone in its folder: losses, solve, refine, recover or finalists; "
+            "--budget is then the time for this stage"
+        ),
+    ] = None,
 ) -> None:
     """Search; the same command again resumes."""
     flags = dict(locals())
-    del flags["experiment"]
+    del flags["experiment"], flags["stage"]
     from autocompress.experiment import SOURCE_KEYS, load_experiment
     from autocompress.hardware import load_profile
     from autocompress.show import Progress
@@ -97,6 +104,7 @@ def search(
             bank_limit=settings.bank_limit,
             workers=settings.workers,
             ray=settings.ray,
+            stage=stage,
             watcher=progress,
             source=source,
         )

@@ -6,7 +6,7 @@ import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from autocompress.records import read_trials, write_json
 from autocompress.rules import SpaceRules, Strategy, load_space
 from autocompress.run import Run, final_front, make_budgets
 from autocompress.runtimes import model_file
+from autocompress.searching.alone import check_stage, check_stage_name
 from autocompress.searching.controller import Sampler, check_sampler
 from autocompress.searching.loop import Loop, references
 from autocompress.searching.mixed import check_size, dropped_precisions
@@ -61,6 +62,7 @@ def search(
     bank_limit: str | int | None = None,
     workers: int | None = None,
     ray: str | None = None,
+    stage: str | None = None,
     watcher: Watcher | None = None,
     source: Mapping[str, Any] | None = None,
 ) -> Run:
@@ -90,6 +92,9 @@ def search(
             one is timed. 1 by default: all in this process. May differ when resuming.
         ray: a Ray cluster that does so in their place: "host:port", "auto" (the one that runs here) or "local" (one is
             started); `workers` are then tasks at a time, by default one per node. Latencies are still taken here.
+        stage: of a staged search, run this one alone in its folder, with what is there: "losses", "solve", "refine",
+            "recover" or "finalists", which grades the front anew. `budget` is then the seconds for this stage, whatever
+            was spent before.
         watcher: is told what happens.
         source: how the task was made, for `experiment.yaml`.
 
@@ -103,6 +108,7 @@ def search(
     seconds = budget if isinstance(budget, int | float) else parse_seconds(budget, "--budget")
     _check_positive({"--budget": seconds, "--max-trials": max_trials})
     check_patience(patience)
+    check_stage_name(stage)
     limits = Limits(seconds, max_trials, patience)
     order = read_order(
         task, out=out, space=space, hardware=hardware, max_latency=max_latency, min_speedup=min_speedup,
@@ -113,20 +119,24 @@ def search(
             "max_trials": max_trials, "patience": patience, "workers": workers, "ray": ray,
         },
     )  # fmt: skip
+    if stage is not None:
+        check_stage(stage, order.root, order.space)
     for note in _part_notes(task):
         watcher.say(note)
     with claimed(order.root):
         settle_folder(order)
         run = Run(order.root)
         state = run.state
-        if state.get("finished") and _enough(state, limits):
+        if stage is not None:
+            limits = replace(limits, seconds=state.get("spent_s", 0.0) + seconds)
+        elif state.get("finished") and _enough(state, limits):
             watcher.say(f"nothing left to do: {run.status()}")
             if not (order.root / "report.html").is_file():
                 run.report()
             return run
         torch.set_num_threads(cores())
         with opened_shop(order) as shop, closing(open_runner(shop, workers, ray)) as runner:
-            _search(order, shop, runner, limits, watcher)
+            _search(order, shop, runner, limits, watcher, stage)
     run = Run(order.root)
     run.report()
     return run
@@ -267,20 +277,24 @@ def open_loop(order: Order, shop: Workshop, runner: Runner, limits: Limits, watc
     return loop
 
 
-def _search(order: Order, shop: Workshop, runner: Runner, limits: Limits, watcher: Watcher) -> None:
+def _search(order: Order, shop: Workshop, runner: Runner, limits: Limits, watcher: Watcher, stage: str | None) -> None:
     before = Run(order.root).state
     loop = open_loop(order, shop, runner, limits, watcher)
+    loop.only, count = stage, len(loop.trials)
     reason = loop.run()
-    loop.saved(final_front(loop.front, order.root))
+    ends = {"finished": reason, "budget_s": limits.seconds, "max_trials": limits.max_trials,
+            "patience": limits.patience}  # fmt: skip
+    if stage not in (None, "finalists"):  # what it found is not graded: the run is no longer finished
+        watcher.say(f"{stage}: {reason}")
+        known = len(loop.trials) == count and "finished" in before
+        ends = {key: before.get(key) for key in ends} if known else {}
+    loop.saved(final_front(loop.front, order.root) if ends else loop.front)
     state = {
         "spent_s": loop.elapsed_s,
         "search_s": before.get("search_s", 0.0) + loop.search_s,
         "controller_s": before.get("controller_s", 0.0) + loop.search_s - loop.worked_s,
         "stages": loop.stages.to_json(loop.elapsed_s, loop.front.hypervolume()),
-        "finished": reason,
-        "budget_s": limits.seconds,
-        "max_trials": limits.max_trials,
-        "patience": limits.patience,
+        **ends,
     }
     write_json(order.root / "state.json", state)
 

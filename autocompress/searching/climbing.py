@@ -34,9 +34,7 @@ class Climb:
         begin: called before each anchor and each rung.
     """
 
-    def __init__(
-        self, space: SearchSpace, seen: Seen, seed: int = 0, begin: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, space: SearchSpace, seen: Seen, seed: int = 0, begin: Callable[[], None] = lambda: None) -> None:
         self.space = space
         self._begin = begin
         self._seen = seen

@@ -21,7 +21,7 @@ from autocompress.plan import Plan, Precision
 from autocompress.records import Origin, Part, Trial, append_line
 from autocompress.searching.controller import Controller, Proposal, Sampler, typical_seconds
 from autocompress.searching.mixed import make_solver
-from autocompress.searching.prepare import make_staged
+from autocompress.searching.prepare import LOSS_SHARE, make_staged
 from autocompress.searching.probe import Probe
 from autocompress.searching.runner import InProcess, Runner
 from autocompress.searching.seen import Clock, Teller
@@ -80,6 +80,7 @@ class Loop:
         budget_s, spent_s: wall-clock allowed, and spent before this session.
         sampler, seed, max_trials: as given by the user.
         probe, references: set before `run`; see `references` below.
+        only: the one stage of a staged search that is run, within the whole time; None for all.
         warm: what an earlier run found, to be evaluated first; see `searching.warm`.
         runner: evaluates; one after another in this process by default.
         saved: called when the trials changed, to write the front to disk.
@@ -101,6 +102,7 @@ class Loop:
     probe: Probe | None = None
     references: Sequence[tuple[Origin, Plan]] = ()
     warm: Sequence[Plan] = ()
+    only: str | None = None
     runner: Runner | None = None
     started: float = field(default_factory=time.perf_counter)
     search_s: float = 0.0
@@ -126,15 +128,18 @@ class Loop:
         return self.shop.root / "trials.jsonl"
 
     def run(self) -> str:
-        """Search, then grade the finalists; returns why it stopped."""
-        begun = time.perf_counter()
-        self.announce("search")
-        self.evaluate_references()
-        proposer = self.proposer()
-        self._begin()
-        reason = self._search(proposer)
-        self.announce("finalists")
-        self._grade_finalists()
+        """Search, then grade the finalists, or one stage alone; returns why it stopped."""
+        begun, reason = time.perf_counter(), "what there is to grade is graded"
+        if self.only is None:
+            self.announce("search")
+            self.evaluate_references()
+        if self.only != "finalists":
+            proposer = self.proposer()
+            self._begin()
+            reason = self._search(proposer) if self.only != "losses" else "the losses are measured"
+        if self.only in (None, "finalists"):
+            self.announce("finalists")
+            self._grade_finalists()
         self._tell(self.stages.end(self.elapsed_s, self.front.hypervolume()))
         self.search_s += time.perf_counter() - begun
         return reason
@@ -171,7 +176,7 @@ class Loop:
                 seed=self.seed, teller=Teller(self.watcher.say, self.announce, self.detail, self._begin),
             )  # fmt: skip
             self.worked_s += time.perf_counter() - begun
-            found.warm = self.warm
+            found.warm, found.only = self.warm, self.only
             return found
         for values in offered(self.warm, self.space, self.watcher.say):
             controller.enqueue(values, "warm-start")
@@ -184,11 +189,15 @@ class Loop:
         first = next((place for place, trial in enumerate(self.trials) if trial.origin not in REFERENCES), None)
         begun_s = self.elapsed_s if first is None else self.trials[first - 1].finished_s if first else 0.0
         begun_count = len(self.trials) if first is None else first
-        return Clock(
+        clock = Clock(
             lambda: self.elapsed_s, begun_s, self.budget_s,
             lambda: len(self.trials) + self.under_way, begun_count, self.max_trials,
             lambda: self.stages.stagnates,
         )  # fmt: skip
+        if self.only is None:
+            return clock
+        # Losses take their share of the clock's time: alone they have all of it.
+        return clock.anew(clock.left_s / (LOSS_SHARE if self.only == "losses" else 1.0))
 
     def _search(self, proposer: Proposer) -> str:
         """Keep as many candidates under way as the runner takes, until there is no more to propose, or no time."""
@@ -211,7 +220,8 @@ class Loop:
             return None, f"{self.max_trials} candidates were allowed"
         if self.stages.stagnates and self.space.rules.strategy != "staged":
             return None, self.stages.stagnation
-        left_s = self.budget_s - self.elapsed_s - self._final_seconds() - self.under_way * self._mean_seconds("measure")
+        finals_s = 0.0 if self.only else self._final_seconds()
+        left_s = self.budget_s - self.elapsed_s - finals_s - self.under_way * self._mean_seconds("measure")
         proposal = proposer.ask(left_s) if left_s > 0 else None
         if proposal is None:
             if isinstance(proposer, Staged) and proposer.stagnated:
@@ -321,16 +331,15 @@ class Loop:
         for turn in itertools.count():
             waiting = [t for t in (*self.front.references, *self.front.points) if t.fingerprint not in graded]
             for place, trial in enumerate(waiting):
-                late = self.elapsed_s - begun_s > FINAL_SHARE * self.budget_s
-                if turn and (late or turn == FINAL_ROUNDS):
+                limit_s = self.budget_s - begun_s if self.only else FINAL_SHARE * self.budget_s
+                late = self.elapsed_s - begun_s > limit_s
+                if (turn or self.only) and (late or turn == FINAL_ROUNDS):
                     why = "their share of the time is spent" if late else f"after {turn} rounds"
-                    self.watcher.say(
-                        f"grading stops, {why}: {len(waiting) - place} more would stand on the front, since others do "
-                        "not keep the budgets on the confirm part"
-                    )
+                    others = " now that others do not keep the budgets on the confirm part" if turn else ""
+                    self.watcher.say(f"grading stops, {why}: {len(waiting) - place} more stand on the front{others}")
                     return
                 graded.add(trial.fingerprint)
-                if not trial.graded:
+                if self.only or not trial.graded:
                     self._grade(trial)
             if not waiting:
                 return

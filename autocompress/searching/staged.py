@@ -52,6 +52,7 @@ class Staged:
     """Proposes plans stage by stage and learns from trials.
 
     Plans of `warm`, which may be set before the first is asked for, are evaluated first of all.
+    Where `only` is set ("solve", "refine" or "recover"), that stage is all there is, and takes all the time.
     `stagnated` says whether it ended because its last stage added next to nothing.
 
     Args:
@@ -86,6 +87,7 @@ class Staged:
         self.climb = Climb(space, self._seen, seed, self._begin)
         self.stagnated = False
         self.warm: Sequence[Plan] = ()
+        self.only: str | None = None
         self._corners = list(corners)
         self._teller = teller or Teller()
         self._values: dict[str, Values] = {}
@@ -127,6 +129,9 @@ class Staged:
 
     def _stages(self) -> Iterator[Proposal | None]:
         """Solve, refine and recover; then refine and recover in turn, until the time or the space is used up."""
+        if self.only is not None:
+            yield from self._alone(self.only)
+            return
         clock, recovers = self._seen.clock, self._recovers()
         yield from self._warmed()
         if self.knapsack is None:
@@ -152,6 +157,20 @@ class Staged:
                 return
             wider += tune
             clock = self._seen.time_left()
+
+    def _alone(self, stage: str) -> Iterator[Proposal | None]:
+        """One stage, as long as it has something to propose."""
+        if stage != "recover" and self.knapsack is not None:
+            yield from self._untrained(self.knapsack, self._seen.clock)
+        for wider in itertools.count() if stage == "recover" else ():
+            made = self._made
+            self._teller.stage("recover")
+            yield from self.climb.proposals(wider=wider)
+            yield from self._seen.settled()
+            if self._seen.clock.stagnates() or (self._made == made and not self._more_to_recover(wider)):
+                break
+        yield from self._seen.settled()
+        self.stagnated = self._seen.clock.stagnates()
 
     def _recovers(self) -> bool:
         """Whether an earlier session came to recovering what it found itself."""
@@ -183,8 +202,11 @@ class Staged:
 
     def _untrained(self, knapsack: Knapsack, clock: Clock) -> Iterator[Proposal | None]:
         """Measure the front that the program expects, then refine, within a share of the time or until it stagnates."""
-        share = UNTRAINED_SHARE if self.space.steps else 1.0
-        if self._front is None:
+        waits = bool(self.space.steps) and self.only is None
+        share = UNTRAINED_SHARE if waits else 1.0
+        if self._front is None and self.only == "refine":
+            self._front = self._corrected_front(knapsack)
+        elif self._front is None:
             self._teller.stage("solve")
             self._begin()
             for origin, values in self._corners[:FIRST]:
@@ -192,9 +214,9 @@ class Staged:
                     yield from self._propose(values, origin)
             self._front = self._corrected_front(knapsack)
             self._teller.say(expectation(self._front))
-        gains, refines, solves = [math.inf], False, True
-        while self._time_for_untrained(clock, share) and not (self.space.steps and self._stagnates(gains)):
-            if clock.stagnates() and (refines or self._turn):
+        gains, refines, solves = [math.inf], False, self.only != "refine"
+        while self._time_for_untrained(clock, share) and not (waits and self._stagnates(gains)):
+            if clock.stagnates() and (refines or self._turn or self.only == "solve"):
                 return
             solves = solves and not clock.stagnates()
             if self._fresh >= (REFINED_EVERY if self._refinements else REFIT_EVERY):
@@ -209,6 +231,8 @@ class Staged:
                 proposal = self._proposal(values, origin)
                 if proposal is None:
                     continue
+            elif self.only == "solve":
+                return
             else:
                 if not refines:
                     self._teller.stage("refine")

@@ -117,7 +117,7 @@ def test_grading_ends_after_a_few_rounds_and_says_so(tmp_path: Path, losers: lis
     loop.watcher = listener = Listener()
     loop.run()
     assert graded == [0, *range(1, searching.FINAL_ROUNDS + 1)]
-    assert any(text.startswith("grading stops, after 4 rounds: 1 more would stand on") for text in listener.said)
+    assert any(text.startswith("grading stops, after 4 rounds: 1 more stand on") for text in listener.said)
 
 
 def test_grading_in_further_rounds_keeps_within_its_share_of_the_time(

@@ -141,7 +141,9 @@ def test_a_run_without_a_measured_trial_is_refused(earlier, table, make_trial):
 
 
 def test_a_run_of_other_layers_is_refused(earlier, table, make_table):
-    with pytest.raises(ConfigError, match=r"is of another model: layer net\.2\.q is of \(8, 8\) there and missing here"):
+    with pytest.raises(
+        ConfigError, match=r"is of another model: layer net\.2\.q is of \(8, 8\) there and missing here"
+    ):
         read(earlier(layers=make_table(3)), table)
     with pytest.raises(ConfigError, match=r"layer net\.2\.q is missing there and of \(8, 8\) here; give a run that"):
         read(earlier(), make_table(3))
