@@ -14,7 +14,7 @@ from autocompress.space import SearchSpace
 ALONE = ("losses", "solve", "refine", "recover", "finalists")
 
 #: Files of the bank that hold what single choices lose.
-LOSSES = ("loss-*", "kl-*")
+LOSSES = ("loss-*", "sensitivity-*")
 
 
 def check_stage_name(stage: str | None) -> None:

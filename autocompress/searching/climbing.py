@@ -69,7 +69,7 @@ class Climb:
             self._begin()
             for tried in range(len(self._tried(anchor)), most):
                 enough = tried >= least or place > 0
-                if not self._time_for(number) or (enough and not _in_time(clock, share * (place + 1) / len(anchors))):
+                if not self.time_for(number) or (enough and not _in_time(clock, share * (place + 1) / len(anchors))):
                     break
                 proposal = self._recovery(anchor, self._settings(anchor, tried), steps, number, "tuned")
                 if proposal is not None:
@@ -132,7 +132,7 @@ class Climb:
     def climb(self, rung: int, steps: int, in_time: Callable[[], bool], wider: int = 0) -> Iterator[Proposal]:
         """Recover on one rung while it has time: on the first what promises most, then the best of the one below."""
         if rung == 1:
-            while in_time() and self._time_for(rung):
+            while in_time() and self.time_for(rung):
                 trial = self._most_promising(wider > 0)
                 proposal = (
                     None if trial is None else self._recovery(trial, self._shared(trial), steps, rung, "recovered")
@@ -146,7 +146,7 @@ class Climb:
         ordered = self._best(below, len(below))
         count = math.ceil(len(below) * (1 + wider) / ETA)
         for place, trial in enumerate(ordered):
-            if not (in_time() and self._time_for(rung)):
+            if not (in_time() and self.time_for(rung)):
                 return
             if place >= count and not (place < 2 * count and self._in_doubt(trial, rung)):
                 continue
@@ -228,7 +228,7 @@ class Climb:
         plan = replace(structure_of(trial.plan), distill=distill, seed=self._seed)
         return None if self._seen.proposed(plan) else Proposal(NO_PROPOSAL, plan, origin, rung)
 
-    def _time_for(self, rung: int) -> bool:
+    def time_for(self, rung: int) -> bool:
         """Whether there is time for one more on a rung, by what its like or shorter ones took."""
         alike = [trial for trial in self._seen.trials.values() if trial.rung == rung]
         if alike:

@@ -329,7 +329,8 @@ class Loop:
         """
         begun_s, graded = self.elapsed_s, set[str]()
         for turn in itertools.count():
-            waiting = [t for t in (*self.front.references, *self.front.points) if t.fingerprint not in graded]
+            finalists = {t.fingerprint: t for t in (*self.front.references, *self.front.points)}
+            waiting = [trial for name, trial in finalists.items() if name not in graded]
             for place, trial in enumerate(waiting):
                 limit_s = self.budget_s - begun_s if self.only else FINAL_SHARE * self.budget_s
                 late = self.elapsed_s - begun_s > limit_s

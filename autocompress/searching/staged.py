@@ -198,7 +198,9 @@ class Staged:
 
     def _more_to_recover(self, wider: int) -> bool:
         """Whether recovery may find something to do once it is allowed more settings and candidates."""
-        return bool(self.space.steps) and wider < ETA + len(self._seen.trials) // TUNED_MOST
+        if not self.space.steps or not self.climb.time_for(1):
+            return False
+        return wider < ETA + len(self._seen.trials) // TUNED_MOST
 
     def _untrained(self, knapsack: Knapsack, clock: Clock) -> Iterator[Proposal | None]:
         """Measure the front that the program expects, then refine, within a share of the time or until it stagnates."""

@@ -44,7 +44,7 @@ def test_an_unknown_stage_is_refused_with_near_names():
 def test_a_stage_that_has_what_it_needs_may_run(folder, make_space):
     root = folder(Plan({"net.0.attention/heads": Prune(2)}))
     (root / "bank").mkdir()
-    (root / "bank" / "loss-1.safetensors").touch()
+    (root / "bank" / "sensitivity-1.safetensors").touch()
     for stage in ALONE:
         check_stage(stage, root, make_space(RULES))
 

@@ -112,6 +112,35 @@ def losers(make_trial: MakeTrial) -> list[Trial]:
     return [dense, *rest]
 
 
+def test_dense_on_the_front_is_graded_once(tmp_path: Path, trials: list[Trial], graded: list[int]) -> None:
+    loop = loop_of(tmp_path, [trials[DENSE], trials[NEXT]], Budgets())
+    loop.run()
+    assert graded == [DENSE, NEXT]
+
+
+def test_finalists_alone_are_graded_anew_within_their_own_time(
+    tmp_path: Path, trials: list[Trial], graded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand: 60 s are for them, and each takes 40 s, so that two of three are graded in their first round."""
+    slower = replace(trials[LUCKY].latency, ratio_best_dense=0.58)  # type: ignore[type-var]
+    loop = loop_of(tmp_path, [trials[DENSE], trials[LUCKY].replace(latency=slower), trials[NEXT]], Budgets())
+    loop.run()
+    assert graded == [DENSE, NEXT, LUCKY]
+    graded.clear()
+    again = loop_of(tmp_path, loop.trials, Budgets())
+    again.only, again.watcher = "finalists", (listener := Listener())
+    time_again = searching.measure_again
+
+    def slow(trial: Trial, shop: Any) -> Any:
+        again.spent_s += 40
+        return time_again(trial, shop)
+
+    monkeypatch.setattr(searching, "measure_again", slow)
+    again.run()
+    assert graded == [DENSE, NEXT]
+    assert "grading stops, their share of the time is spent: 1 more stand on the front" in listener.said
+
+
 def test_grading_ends_after_a_few_rounds_and_says_so(tmp_path: Path, losers: list[Trial], graded: list[int]) -> None:
     loop = loop_of(tmp_path, losers, Budgets(max_drop=Drop(0.02, False)))
     loop.watcher = listener = Listener()
