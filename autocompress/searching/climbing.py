@@ -208,7 +208,7 @@ class Climb:
 
         Where nothing is expected to add anything: what is expected is a line through few points.
         """
-        left, spots = [], []
+        left, spots = list[Trial](), list[Trial]()
         for trial in self._seen.structures():
             (spots if structure_of(trial.plan) in known else left).append(trial)
         front = {trial.fingerprint for trial in self._seen.front()}

@@ -358,6 +358,7 @@ class Loop:
             return
         self.worked_s += time.perf_counter() - begun
         self._record(self._judge(trial.replace(latency=latency, quality_test=test.value), "confirm"))
+        self.stages.candidate(self.front.hypervolume())
         self.announce("finalists")
 
     def detail(self, text: str) -> None:

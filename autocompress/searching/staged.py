@@ -216,6 +216,8 @@ class Staged:
                     yield from self._propose(values, origin)
             self._front = self._corrected_front(knapsack)
             self._teller.say(expectation(self._front))
+        elif self._turn:
+            self._teller.stage("refine")
         gains, refines, solves = [math.inf], False, self.only != "refine"
         while self._time_for_untrained(clock, share) and not (waits and self._stagnates(gains)):
             if clock.stagnates() and (refines or self._turn or self.only == "solve"):

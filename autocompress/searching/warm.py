@@ -69,8 +69,8 @@ def _other_layers(theirs: LayerTable, ours: LayerTable) -> str:
         ("group", {g.name: g.size for g in theirs.groups}, {g.name: g.size for g in ours.groups}),
     ):
         for name in [*now, *before]:
-            if before.get(name) != now.get(name):  # type: ignore[attr-defined]
-                sizes = (f"of {side[name]}" if name in side else "missing" for side in (before, now))  # type: ignore[index]
+            if before.get(name) != now.get(name):
+                sizes = (f"of {side[name]}" if name in side else "missing" for side in (before, now))
                 return f"{what} {name} is {next(sizes)} there and {next(sizes)} here"
     return ""
 
@@ -117,8 +117,8 @@ def prepared(
         for precision in gone:
             lost[precision] = lost.get(precision, 0) + 1
         found[_without(plan, gone) if gone else plan] = None
-    for precision, count in lost.items():
-        say(f"warm start: {precision} has no kernel on profile {profile.name!r}; {count} of {len(plans)} go without it")
+    for name, count in lost.items():
+        say(f"warm start: {name} has no kernel on profile {profile.name!r}; {count} of {len(plans)} go without it")
     learned = [plan for plan in found if plan.init is None]
     if len(learned) < len(found):
         say(f"warm start: {len(found) - len(learned)} left out, which need weights that the earlier run learned")

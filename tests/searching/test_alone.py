@@ -58,7 +58,9 @@ def test_another_strategy_has_no_stages(folder, make_space, strategy):
 def test_a_space_without_the_stage_is_refused(folder, make_space):
     with pytest.raises(ConfigError, match=r"--stage recover: this space has no recovery; give its distill\.steps"):
         check_stage("recover", folder(), make_space({"groups": RULES["groups"]}))
-    with pytest.raises(ConfigError, match="--stage solve: this space chooses nothing but the recovery; run --stage rec"):
+    with pytest.raises(
+        ConfigError, match="--stage solve: this space chooses nothing but the recovery; run --stage rec"
+    ):
         check_stage("solve", folder(), make_space({"distill": {"steps": [0, 10]}}))
 
 
