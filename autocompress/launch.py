@@ -27,11 +27,12 @@ from autocompress.run import Run, final_front, make_budgets
 from autocompress.runtimes import model_file
 from autocompress.searching.alone import check_stage, check_stage_name
 from autocompress.searching.controller import Sampler, check_sampler
-from autocompress.searching.loop import Loop, references
+from autocompress.searching.loop import Loop
 from autocompress.searching.mixed import check_size, dropped_precisions
 from autocompress.searching.probe import Probe, check_reachable, run_probe
 from autocompress.searching.runner import Runner
 from autocompress.searching.runners import check_runner, open_runner
+from autocompress.searching.seeds import references
 from autocompress.searching.stages import Stages, check_patience
 from autocompress.searching.status import Silent, Watcher
 from autocompress.searching.warm import prepared, read_warm_start

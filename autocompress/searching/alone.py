@@ -7,7 +7,7 @@ from pathlib import Path
 from autocompress.errors import ConfigError, near
 from autocompress.records import Trial
 from autocompress.run import Run
-from autocompress.searching.loop import REFERENCES
+from autocompress.searching.seeds import REFERENCES
 from autocompress.space import SearchSpace
 
 #: Stages that can be run alone, in the order in which a search goes through them.

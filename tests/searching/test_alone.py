@@ -51,7 +51,7 @@ def test_a_stage_that_has_what_it_needs_may_run(folder, make_space):
 
 @pytest.mark.parametrize("strategy", ["joint"])
 def test_another_strategy_has_no_stages(folder, make_space, strategy):
-    with pytest.raises(ConfigError, match="--stage refine: only the strategy 'staged' has .* this run's is 'joint'"):
+    with pytest.raises(ConfigError, match=r"--stage refine: only the strategy 'staged' has .* this run's is 'joint'"):
         check_stage("refine", folder(), make_space({**RULES, "strategy": strategy}))
 
 
@@ -74,7 +74,7 @@ def test_a_folder_without_a_begun_search_is_refused(folder, make_space, stage, k
 def test_what_to_run_first_is_named(folder, make_space):
     space, recovered = make_space(RULES), Plan(distill=Distill(0.5, 2.0, 1e-3, 10))
     root = folder(recovered)
-    with pytest.raises(ConfigError, match="--stage solve: .* holds no losses of .*; run --stage losses first"):
+    with pytest.raises(ConfigError, match=r"--stage solve: .* holds no losses of .*; run --stage losses first"):
         check_stage("solve", root, space)
     for stage in ("refine", "recover"):
         with pytest.raises(ConfigError, match=f"--stage {stage}: .* holds no measured .*; run --stage solve first"):
