@@ -53,13 +53,24 @@ def search(
     sampler: Annotated[str | None, typer.Option(help="auto, tpe, nsga2, nsga3, gp or random [auto]")] = None,
     seed: Annotated[int | None, typer.Option()] = None,
     max_trials: Annotated[int | None, typer.Option(help="candidates to evaluate at most")] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="stop after so many candidates that add under 0.1% of hypervolume [never]")
+    ] = None,
+    warm_start: Annotated[str | None, typer.Option(metavar="RUN", help="evaluate an earlier run's front first")] = None,
     bank_limit: BankLimit = None,
     workers: Annotated[int | None, typer.Option(help="processes that build candidates, or tasks of --ray [1]")] = None,
     ray: Annotated[str | None, typer.Option(help="a Ray cluster: host:port, auto or local")] = None,
+    stage: Annotated[
+        str | None,
+        typer.Option(
+            help="of a staged run, this stage alone in its folder: losses, solve, refine, recover or finalists; "
+            "--budget is then the time for this stage"
+        ),
+    ] = None,
 ) -> None:
     """Search; the same command again resumes."""
     flags = dict(locals())
-    del flags["experiment"]
+    del flags["experiment"], flags["stage"]
     from autocompress.experiment import SOURCE_KEYS, load_experiment
     from autocompress.hardware import load_profile
     from autocompress.show import Progress
@@ -88,9 +99,12 @@ def search(
             sampler=settings.sampler,  # type: ignore[arg-type]
             seed=settings.seed,
             max_trials=settings.max_trials,
+            patience=settings.patience,
+            warm_start=settings.warm_start,
             bank_limit=settings.bank_limit,
             workers=settings.workers,
             ray=settings.ray,
+            stage=stage,
             watcher=progress,
             source=source,
         )

@@ -37,6 +37,8 @@ class Experiment(BaseModel):
     sampler: str = "auto"
     seed: int = 0
     max_trials: int | None = Field(None, ge=1)
+    patience: int | None = Field(None, ge=5)
+    warm_start: str | None = None
     bank_limit: str | None = None
     workers: int | None = None
     ray: str | None = None

@@ -6,7 +6,7 @@ import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,17 @@ from autocompress.records import read_trials, write_json
 from autocompress.rules import SpaceRules, Strategy, load_space
 from autocompress.run import Run, final_front, make_budgets
 from autocompress.runtimes import model_file
+from autocompress.searching.alone import check_stage, check_stage_name
 from autocompress.searching.controller import Sampler, check_sampler
-from autocompress.searching.loop import Loop, references
+from autocompress.searching.loop import Loop
 from autocompress.searching.mixed import check_size, dropped_precisions
 from autocompress.searching.probe import Probe, check_reachable, run_probe
 from autocompress.searching.runner import Runner
 from autocompress.searching.runners import check_runner, open_runner
+from autocompress.searching.seeds import references
+from autocompress.searching.stages import Stages, check_patience
 from autocompress.searching.status import Silent, Watcher
+from autocompress.searching.warm import prepared, read_warm_start
 from autocompress.space import SearchSpace, build_space, default_space
 from autocompress.survey import survey
 from autocompress.tasks.causal_lm import query_tokens
@@ -54,9 +58,12 @@ def search(
     sampler: Sampler = "auto",
     seed: int = 0,
     max_trials: int | None = None,
+    patience: int | None = None,
+    warm_start: str | Path | None = None,
     bank_limit: str | int | None = None,
     workers: int | None = None,
     ray: str | None = None,
+    stage: str | None = None,
     watcher: Watcher | None = None,
     source: Mapping[str, Any] | None = None,
 ) -> Run:
@@ -77,11 +84,18 @@ def search(
         sampler: "auto" (multivariate TPE), "tpe", "nsga2", "nsga3", "gp" or "random".
         seed: of the sampler and of the recoveries.
         max_trials: candidates to evaluate at most.
+        patience: stop once so many candidates (5 or more) of a stage made the front's hypervolume grow by less than
+            0.1 %; a stage of "staged" that stagnates makes room for the next one. May differ when resuming.
+        warm_start: folder of an earlier run on the same model, whose front is evaluated first; its profile, space and
+            budgets may be other ones. May differ when resuming.
         bank_limit: disk that intermediate results may take, such as "2GB", or bytes; may differ when resuming.
         workers: processes that build, recover and score candidates, each with its share of the cores; they rest while
             one is timed. 1 by default: all in this process. May differ when resuming.
         ray: a Ray cluster that does so in their place: "host:port", "auto" (the one that runs here) or "local" (one is
             started); `workers` are then tasks at a time, by default one per node. Latencies are still taken here.
+        stage: of a staged search, run this one alone in its folder, with what is there: "losses", "solve", "refine",
+            "recover" or "finalists", which grades the front anew. `budget` is then the seconds for this stage, whatever
+            was spent before.
         watcher: is told what happens.
         source: how the task was made, for `experiment.yaml`.
 
@@ -94,32 +108,48 @@ def search(
     check_runner(workers, ray)
     seconds = budget if isinstance(budget, int | float) else parse_seconds(budget, "--budget")
     _check_positive({"--budget": seconds, "--max-trials": max_trials})
+    check_patience(patience)
+    check_stage_name(stage)
+    limits = Limits(seconds, max_trials, patience)
     order = read_order(
         task, out=out, space=space, hardware=hardware, max_latency=max_latency, min_speedup=min_speedup,
-        max_drop=max_drop, max_size=max_size, strategy=strategy, sampler=sampler, seed=seed, bank_limit=bank_limit,
-        source=source,
+        max_drop=max_drop, max_size=max_size, strategy=strategy, sampler=sampler, seed=seed, warm_start=warm_start,
+        bank_limit=bank_limit, source=source,
         more={
             "budget": str(budget) if isinstance(budget, str) else f"{budget:g}s",
-            "max_trials": max_trials, "workers": workers, "ray": ray,
+            "max_trials": max_trials, "patience": patience, "workers": workers, "ray": ray,
         },
     )  # fmt: skip
+    if stage is not None:
+        check_stage(stage, order.root, order.space)
     for note in _part_notes(task):
         watcher.say(note)
     with claimed(order.root):
         settle_folder(order)
         run = Run(order.root)
         state = run.state
-        if state.get("finished") and _enough(state, seconds, max_trials):
+        if stage is not None:
+            limits = replace(limits, seconds=state.get("spent_s", 0.0) + seconds)
+        elif state.get("finished") and _enough(state, limits):
             watcher.say(f"nothing left to do: {run.status()}")
             if not (order.root / "report.html").is_file():
                 run.report()
             return run
         torch.set_num_threads(cores())
         with opened_shop(order) as shop, closing(open_runner(shop, workers, ray)) as runner:
-            _search(order, shop, runner, seconds, max_trials, watcher)
+            _search(order, shop, runner, limits, watcher, stage)
     run = Run(order.root)
     run.report()
     return run
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a search stops: seconds in all sessions together, candidates at most, and candidates that add nothing."""
+
+    seconds: float
+    max_trials: int | None = None
+    patience: int | None = None
 
 
 @dataclass(frozen=True)
@@ -131,6 +161,7 @@ class Order:
         root: the run folder.
         asked, resolved: as `experiment.yaml` tells them.
         bank_limit: bytes.
+        warm: the front of the earlier run that was named.
     """
 
     task: Task
@@ -142,6 +173,7 @@ class Order:
     asked: Mapping[str, Any]
     resolved: Mapping[str, Any]
     bank_limit: int | None
+    warm: tuple[Plan, ...] = ()
 
 
 def read_order(
@@ -157,6 +189,7 @@ def read_order(
     strategy: Strategy | None,
     sampler: Sampler,
     seed: int,
+    warm_start: str | Path | None,
     bank_limit: str | int | None,
     source: Mapping[str, Any] | None,
     more: Mapping[str, Any],
@@ -186,12 +219,14 @@ def read_order(
         "strategy": strategy,
         "sampler": sampler,
         "seed": seed,
+        "warm_start": None if warm_start is None else str(warm_start),
         "bank_limit": bank_limit,
         **more,
         "out": str(root),
     }
     resolved = _resolved(task, rules, profile, table, budgets)
-    return Order(task, root, profile, table, full_space, budgets, asked, resolved, limit)
+    warm = () if warm_start is None else read_warm_start(warm_start, root, table, asked, resolved)
+    return Order(task, root, profile, table, full_space, budgets, asked, resolved, limit, warm)
 
 
 @contextlib.contextmanager
@@ -202,9 +237,7 @@ def opened_shop(order: Order) -> Iterator[Workshop]:
         yield open_workshop(order.root, order.task, order.table, order.profile, bench, bank_limit=order.bank_limit)
 
 
-def open_loop(
-    order: Order, shop: Workshop, runner: Runner, seconds: float, max_trials: int | None, watcher: Watcher
-) -> Loop:
+def open_loop(order: Order, shop: Workshop, runner: Runner, limits: Limits, watcher: Watcher) -> Loop:
     """The loop of a new or resumed run, after the probe.
 
     Raises:
@@ -216,21 +249,23 @@ def open_loop(
 
     def save(front: Front) -> None:
         write_json(root / "front.json", front_entries(front))
-        write_json(root / "state.json", {"spent_s": loop.elapsed_s, **overhead})
+        stages = loop.stages.to_json(loop.elapsed_s, front.hypervolume())
+        write_json(root / "state.json", {"spent_s": loop.elapsed_s, **overhead, "stages": stages})
 
     loop = Loop(
         shop=shop,
         space=order.space,
         budgets=order.budgets,
         trials=read_trials(root / "trials.jsonl"),
-        budget_s=seconds,
+        budget_s=limits.seconds,
         spent_s=float(state.get("spent_s", 0.0)),
         watcher=watcher,
         saved=save,
         sampler=order.asked["sampler"],
         seed=order.asked["seed"],
-        max_trials=max_trials,
+        max_trials=limits.max_trials,
         runner=runner,
+        stages=Stages(state.get("stages", ()), limits.patience),
     )
     loop.announce("probe")
     loop.probe = _probe(shop, order.space, watcher)
@@ -238,23 +273,29 @@ def open_loop(
     loop.references = references(order.space, loop.probe)
     dropped = dropped_precisions(loop.probe, order.space.rules)
     loop.space = build_space(order.space.rules, shop.table, shop.profile, dropped, loop.probe.learning_rate)
+    broken = frozenset(fact.precision for fact in loop.probe.precisions if fact.ratio is None)
+    loop.warm = prepared(order.warm, shop.table, shop.profile, broken, watcher.say)
     return loop
 
 
-def _search(
-    order: Order, shop: Workshop, runner: Runner, seconds: float, max_trials: int | None, watcher: Watcher
-) -> None:
+def _search(order: Order, shop: Workshop, runner: Runner, limits: Limits, watcher: Watcher, stage: str | None) -> None:
     before = Run(order.root).state
-    loop = open_loop(order, shop, runner, seconds, max_trials, watcher)
+    loop = open_loop(order, shop, runner, limits, watcher)
+    loop.only, count = stage, len(loop.trials)
     reason = loop.run()
-    loop.saved(final_front(loop.front, order.root))
+    ends = {"finished": reason, "budget_s": limits.seconds, "max_trials": limits.max_trials,
+            "patience": limits.patience}  # fmt: skip
+    if stage not in (None, "finalists"):  # what it found is not graded: the run is no longer finished
+        watcher.say(f"{stage}: {reason}")
+        known = len(loop.trials) == count and "finished" in before
+        ends = {key: before.get(key) for key in ends} if known else {}
+    loop.saved(final_front(loop.front, order.root) if ends else loop.front)
     state = {
         "spent_s": loop.elapsed_s,
         "search_s": before.get("search_s", 0.0) + loop.search_s,
         "controller_s": before.get("controller_s", 0.0) + loop.search_s - loop.worked_s,
-        "finished": reason,
-        "budget_s": seconds,
-        "max_trials": max_trials,
+        "stages": loop.stages.to_json(loop.elapsed_s, loop.front.hypervolume()),
+        **ends,
     }
     write_json(order.root / "state.json", state)
 
@@ -271,11 +312,11 @@ def _probe(shop: Workshop, space: SearchSpace, watcher: Watcher) -> Probe:
     return run_probe(shop, space, path, watcher.say)
 
 
-def _enough(state: Mapping[str, Any], seconds: float, max_trials: int | None) -> bool:
-    """Whether a finished run has nothing more to do for this budget."""
-    before = state.get("max_trials")
-    more_trials = before is not None and (max_trials is None or max_trials > before)
-    return seconds <= state["budget_s"] and not more_trials
+def _enough(state: Mapping[str, Any], limits: Limits) -> bool:
+    """Whether a finished run has nothing more to do within these limits."""
+    counts = ((state.get("max_trials"), limits.max_trials), (state.get("patience"), limits.patience))
+    more = any(before is not None and (now is None or now > before) for before, now in counts)
+    return limits.seconds <= state["budget_s"] and not more
 
 
 def _resolved(

@@ -24,7 +24,9 @@ from autocompress.errors import AutocompressError, RunMismatchError, StorageErro
 from autocompress.plan import Plan, plan_from_json
 
 State = Literal["DONE", "INFEASIBLE", "FAILED", "STOPPED"]
-Origin = Literal["dense", "uniform-int8", "uniform", "seed", "sampled", "solved", "refined", "tuned", "recovered"]
+Origin = Literal[
+    "dense", "uniform-int8", "warm-start", "uniform", "seed", "sampled", "solved", "refined", "tuned", "recovered"
+]
 Source = Literal["measured", "signature", "recorded", "predicted"]
 Tier = Literal["table", "search", "report", "full"]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from autocompress.errors import ConfigError
 from autocompress.folder import claimed
-from autocompress.launch import open_loop, opened_shop, read_order, settle_folder
+from autocompress.launch import Limits, open_loop, opened_shop, read_order, settle_folder
 from autocompress.searching.controller import Controller, Sampler
 from autocompress.searching.kit import pack
 from autocompress.searching.ray_runner import check_ray, connect
@@ -37,6 +37,7 @@ def ray_tune(
     max_size: str | int | None = None,
     sampler: Sampler = "auto",
     seed: int = 0,
+    warm_start: str | Path | None = None,
     bank_limit: str | int | None = None,
     threads: int = 1,
     ray: str = "local",
@@ -62,6 +63,7 @@ def ray_tune(
         max_size: of the file, such as "5MB", or bytes.
         sampler: of the controller, as in `autocompress.search`.
         seed: of the sampler and of the recoveries.
+        warm_start: folder of an earlier run on the same model, whose front is proposed first.
         bank_limit: disk that intermediate results may take, such as "2GB", or bytes.
         threads: cores of a trial.
         ray: the cluster to join ("host:port", "auto") or "local" to start one, unless this process has one already.
@@ -78,7 +80,7 @@ def ray_tune(
     order = read_order(
         task, out=out or f"runs/{task.name}-tune", space=space, hardware=hardware, max_latency=max_latency,
         min_speedup=min_speedup, max_drop=max_drop, max_size=max_size, strategy="joint", sampler=sampler, seed=seed,
-        bank_limit=bank_limit, source=source, more={},
+        warm_start=warm_start, bank_limit=bank_limit, source=source, more={},
     )  # fmt: skip
     from autocompress.searching.ray_tune import Judge, PlanSearcher, hire, make_trainable, retire
 
@@ -88,7 +90,7 @@ def ray_tune(
     settle_folder(order)
     connect(ray)
     with opened_shop(order) as shop:
-        loop = open_loop(order, shop, InProcess(shop, SEVERAL), math.inf, None, watcher or Silent())
+        loop = open_loop(order, shop, InProcess(shop, SEVERAL), Limits(math.inf), watcher or Silent())
         loop.evaluate_references()
     dense = loop.front.dense
     assert dense is not None

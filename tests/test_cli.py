@@ -137,6 +137,10 @@ BAD_CALLS = {
         "--sampler 'nsga4' is unknown; did you mean 'nsga3' or 'nsga2'",
     ),
     "seed": (["search", *FLAGS[:2], "--seed", "-1"], "--seed must be 0 or more"),
+    "patience": (["search", *FLAGS[:2], "--patience", "3"], "patience: input should be greater than or equal to 5"),
+    "stage": (["search", *FLAGS[:2], "--stage", "refin"], "--stage 'refin' is unknown; did you mean 'refine'"),
+    "stage-first": (["search", *FLAGS[:2], "--stage", "refine"], "search without --stage first"),
+    "warm-start": (["search", *FLAGS[:2], "--warm-start", "nowhere"], "--warm-start nowhere: no run there"),
     "workers": (["search", *FLAGS[:2], "--workers", "0"], "--workers must be 1 to "),
     "ray": (
         ["search", *FLAGS[:2], "--ray", "somewhere"],

@@ -25,6 +25,7 @@ STATES: Mapping[str, str] = {
 ORIGINS: Mapping[str, str] = {
     "dense": "dense",
     "uniform-int8": "uniform int8",
+    "warm-start": "of an earlier run",
     "uniform": "uniform levels",
     "seed": "seed",
     "sampled": "sampled",

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from autocompress.plan import Plan
 from autocompress.records import Origin, Trial
 from autocompress.searching.controller import Proposal, Tuner, typical_seconds
 from autocompress.searching.rungs import ETA, Audit, Recovered, audits_of, most_gained, promoted
-from autocompress.searching.seen import NO_PROPOSAL, Seen, ratio_of, structure_of
+from autocompress.searching.seen import NO_PROPOSAL, Clock, Seen, ratio_of, structure_of
 from autocompress.space import SearchSpace, Values
 
 #: Share of the recovery's time in which its settings are tuned; candidates at an anchor at least and at most.
@@ -30,44 +31,60 @@ class Climb:
         space: the whole space, recovery included.
         seen: of the search.
         seed: of all that is drawn.
+        begin: called before each anchor and each rung.
     """
 
-    def __init__(self, space: SearchSpace, seen: Seen, seed: int = 0) -> None:
+    def __init__(self, space: SearchSpace, seen: Seen, seed: int = 0, begin: Callable[[], None] = lambda: None) -> None:
         self.space = space
+        self._begin = begin
         self._seen = seen
         self._seed = seed
         self._tuner = Tuner(space.recovery, seed)
 
-    def proposals(self) -> Iterator[Proposal | None]:
-        """Rung by rung; the settings of the recoveries are tuned on the way, at the first rung."""
-        begun_s = self._seen.clock.elapsed()
-        available = max(0.0, min(self._seen.left_s, self._seen.clock.left_s))
+    def proposals(self, tune: bool = True, wider: int = 0) -> Iterator[Proposal | None]:
+        """Rung by rung, within the time that is left; at the first rung, the settings of the recoveries are tuned.
+
+        Args:
+            tune: whether settings are tried at the anchors.
+            wider: times that nothing was left to do; each time more settings are tried and more candidates go on, and
+                structures need not be on the front.
+        """
+        clock = self._seen.time_left()
         rungs = list(enumerate(self.space.steps, start=1))
-        yield from self._tuned(rungs[0], TUNED_SHARE * available)
+        if tune:
+            yield from self._tuned(rungs[0], clock, wider)
         for place, (rung, steps) in enumerate(rungs):
             yield from self._seen.settled()
-            last = place == len(rungs) - 1
-            until = begun_s + available * (1.0 if last else FIRST_RUNG_SHARE)
-            yield from self.climb(rung, steps, until)
+            share = 1.0 if place == len(rungs) - 1 else FIRST_RUNG_SHARE
+            self._begin()
+            in_time = functools.partial(_in_time, clock, share)
+            yield from self.climb(rung, steps, in_time, wider)
 
-    def _tuned(self, rung: tuple[int, int], limit_s: float) -> Iterator[Proposal]:
+    def _tuned(self, rung: tuple[int, int], clock: Clock, wider: int) -> Iterator[Proposal]:
         """Recover the anchors with different settings, as long as it pays; more settings where there is more time."""
         number, steps = rung
-        begun, anchors = self._seen.clock.elapsed(), self._anchors()
-        least = TUNED_LEAST if self.space.recovery else 1
+        anchors, share = self._anchors(), 1.0 if wider else TUNED_SHARE
+        least, most = (TUNED_LEAST, TUNED_MOST * (1 + wider)) if self.space.recovery else (1, 1)
         for place, anchor in enumerate(anchors):
-            until_s = begun + limit_s * (place + 1) / len(anchors)
-            for tried in range(len(self._tried(anchor)), TUNED_MOST if self.space.recovery else 1):
+            self._begin()
+            for tried in range(len(self._tried(anchor)), most):
                 enough = tried >= least or place > 0
-                if not self._time_for(number) or (enough and self._seen.clock.elapsed() > until_s):
+                if not self.time_for(number) or (enough and not _in_time(clock, share * (place + 1) / len(anchors))):
                     break
                 proposal = self._recovery(anchor, self._settings(anchor, tried), steps, number, "tuned")
                 if proposal is not None:
                     yield proposal
 
     def _anchors(self) -> list[Trial]:
-        """Structures at which settings are tuned: a light and a middle one that lose least for their latency."""
+        """Structures at which settings are tuned: a light and a middle one that lose least for their latency.
+
+        Once two were, they stay the anchors.
+        """
         pool, front = self._seen.structures(), list[Trial]()
+        tuned = {structure_of(trial.plan) for trial in self._seen.trials.values() if trial.origin == "tuned"}
+        known = [trial for trial in pool if structure_of(trial.plan) in tuned]
+        if len(known) > 1:
+            return known
         for trial in pool:
             if not front or self._seen.loss(trial) < self._seen.loss(front[-1]):
                 front.append(trial)
@@ -89,11 +106,11 @@ class Climb:
     def _tried(self, anchor: Trial | None) -> list[tuple[Values, float]]:
         """Settings and how well they did, of recoveries at the first rung; of one structure, or of all.
 
-        Worst of all did what failed.
+        Worst of all did what failed. What an earlier run was recovered with need not lie within this space.
         """
         found = []
         for trial in self._seen.trials.values():
-            if trial.rung != 1 or trial.plan.distill is None:
+            if trial.rung != 1 or trial.plan.distill is None or trial.origin == "warm-start":
                 continue
             if anchor is None or structure_of(trial.plan) == structure_of(anchor.plan):
                 values: Values = {name: getattr(trial.plan.distill, name) for name in self._recovery_names}
@@ -112,11 +129,11 @@ class Climb:
         best = max(nearest, key=self._seen.goodness)
         return {name: getattr(best.plan.distill, name) for name in self._recovery_names}
 
-    def climb(self, rung: int, steps: int, until_s: float) -> Iterator[Proposal]:
-        """Recover on one rung until its time is up: on the first what promises most, then the best of the one below."""
+    def climb(self, rung: int, steps: int, in_time: Callable[[], bool], wider: int = 0) -> Iterator[Proposal]:
+        """Recover on one rung while it has time: on the first what promises most, then the best of the one below."""
         if rung == 1:
-            while self._seen.clock.elapsed() < until_s and self._time_for(rung):
-                trial = self._most_promising()
+            while in_time() and self.time_for(rung):
+                trial = self._most_promising(wider > 0)
                 proposal = (
                     None if trial is None else self._recovery(trial, self._shared(trial), steps, rung, "recovered")
                 )
@@ -127,9 +144,9 @@ class Climb:
         under = (trial for trial in self._seen.trials.values() if trial.rung == rung - 1 and self._seen.worth(trial))
         below = list(self._recovered(under).values())
         ordered = self._best(below, len(below))
-        count = math.ceil(len(below) / ETA)
+        count = math.ceil(len(below) * (1 + wider) / ETA)
         for place, trial in enumerate(ordered):
-            if not (self._seen.clock.elapsed() < until_s and self._time_for(rung)):
+            if not (in_time() and self.time_for(rung)):
                 return
             if place >= count and not (place < 2 * count and self._in_doubt(trial, rung)):
                 continue
@@ -165,7 +182,7 @@ class Climb:
         points = [(math.log(ratio_of(trial)), self._seen.drop(trial)) for trial in trials]
         return [trials[i] for i in promoted(points, reference, [False, False], max(1, count))]
 
-    def _most_promising(self) -> Trial | None:
+    def _most_promising(self, any_structure: bool) -> Trial | None:
         """The structure, not yet recovered, that is expected to add most hypervolume once it is."""
         tried = [trial for trial in self._seen.trials.values() if trial.rung]
         recovered = self._recovered(trial for trial in tried if trial.measured)
@@ -184,7 +201,23 @@ class Climb:
         worth = filter(self._seen.worth, self._seen.trials.values())
         measured = [(math.log(ratio_of(trial)), self._seen.drop(trial)) for trial in worth]
         best = most_gained(offered, measured, self._seen.reference())
-        return None if best is None else self._seen.trials[best]
+        return self._furthest(known, any_structure) if best is None else self._seen.trials[best]
+
+    def _furthest(self, known: Collection[Plan], any_structure: bool) -> Trial | None:
+        """Of the front without recovery, the structure furthest in log latency from all that were recovered.
+
+        Where nothing is expected to add anything: what is expected is a line through few points.
+        """
+        left, spots = list[Trial](), list[Trial]()
+        for trial in self._seen.structures():
+            (spots if structure_of(trial.plan) in known else left).append(trial)
+        front = {trial.fingerprint for trial in self._seen.front()}
+        logs = [math.log(ratio_of(trial)) for trial in spots]
+        return max(
+            (trial for trial in left if any_structure or trial.fingerprint in front),
+            key=lambda trial: min((abs(math.log(ratio_of(trial)) - log) for log in logs), default=math.inf),
+            default=None,
+        )
 
     def _recovery(
         self, trial: Trial, settings: Mapping[str, int | float], steps: int, rung: int, origin: Origin
@@ -195,7 +228,7 @@ class Climb:
         plan = replace(structure_of(trial.plan), distill=distill, seed=self._seed)
         return None if self._seen.proposed(plan) else Proposal(NO_PROPOSAL, plan, origin, rung)
 
-    def _time_for(self, rung: int) -> bool:
+    def time_for(self, rung: int) -> bool:
         """Whether there is time for one more on a rung, by what its like or shorter ones took."""
         alike = [trial for trial in self._seen.trials.values() if trial.rung == rung]
         if alike:
@@ -204,3 +237,8 @@ class Climb:
         steps = self.space.steps
         more = steps[rung - 1] / steps[rung - 2] if rung > 1 else 1.0
         return self._seen.left_s >= more * typical_seconds(lower)
+
+
+def _in_time(clock: Clock, share: float) -> bool:
+    """Whether a share of the time is not spent yet, and still adds anything."""
+    return clock.before(share) and not clock.stagnates()

@@ -5,8 +5,9 @@ Who proposes is the strategy's affair: `staged`, `joint` (seeds, then what the s
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -16,34 +17,35 @@ from autocompress.errors import AutocompressError, StorageError
 from autocompress.export.folder import INTEGERS
 from autocompress.front import Front, fits
 from autocompress.pipeline import measure_again, score_artifact
-from autocompress.plan import Plan, Precision
+from autocompress.plan import Plan
 from autocompress.records import Origin, Part, Trial, append_line
 from autocompress.searching.controller import Controller, Proposal, Sampler, typical_seconds
 from autocompress.searching.mixed import make_solver
 from autocompress.searching.parts import drawn_from
-from autocompress.searching.prepare import make_staged
+from autocompress.searching.prepare import LOSS_SHARE, make_staged
 from autocompress.searching.probe import Probe
 from autocompress.searching.runner import InProcess, Runner
+from autocompress.searching.seeds import REFERENCES, seeds
 from autocompress.searching.seen import Clock, Teller
+from autocompress.searching.staged import Staged
+from autocompress.searching.stages import Stage, Stages
 from autocompress.searching.status import Status, Watcher
-from autocompress.space import SearchSpace, Values
+from autocompress.searching.warm import offered
+from autocompress.space import SearchSpace
 from autocompress.workshop import Workshop
-
-#: Precisions of a uniform int8 reference.
-INT8: tuple[Precision, ...] = ("int8", "int8-dynamic")
 
 #: Stands where a trial answers no proposal of the controller.
 NO_PROPOSAL = -1
 
-#: Uniform levels that are also tried without recovery: light ones may need none.
-UNRECOVERED = 2
-
 #: Share of the time budget that the finalists may take at most.
 FINAL_SHARE = 0.25
 
+#: Times that the front is graded anew, because some of it does not keep the budgets on the confirm part.
+FINAL_ROUNDS = 4
+
 #: Why a search ends whose strategy has nothing more to propose.
 EXHAUSTED = {
-    "staged": "every candidate that promised something is evaluated",
+    "staged": "no stage has a candidate left that was not evaluated",
     "joint": "the space holds no candidate that was not evaluated",
     "solve": "every plan that the integer program asked for is evaluated",
 }
@@ -70,9 +72,12 @@ class Loop:
         trials: finished evaluations, from earlier sessions too; grows.
         budget_s, spent_s: wall-clock allowed, and spent before this session.
         sampler, seed, max_trials: as given by the user.
-        probe, references: set before `run`; see `references` below.
+        probe, references: set before `run`; see `searching.seeds`.
+        only: the one stage of a staged search that is run, within the whole time; None for all.
+        warm: what an earlier run found, to be evaluated first; see `searching.warm`.
         runner: evaluates; one after another in this process by default.
         saved: called when the trials changed, to write the front to disk.
+        stages: what each stage took and found, of earlier sessions too.
         search_s, worked_s: wall-clock of `run`, and the part of it spent in, or waiting for, the stages of candidates.
     """
 
@@ -89,11 +94,15 @@ class Loop:
     max_trials: int | None = None
     probe: Probe | None = None
     references: Sequence[tuple[Origin, Plan]] = ()
+    warm: Sequence[Plan] = ()
+    only: str | None = None
     runner: Runner | None = None
     started: float = field(default_factory=time.perf_counter)
     search_s: float = 0.0
     worked_s: float = 0.0
-    stage: str = "probe"
+    stage: str = ""
+    under_way: int = 0
+    stages: Stages = field(default_factory=Stages)
     _front: Front | None = field(default=None, init=False, repr=False)
     _bare: set[str] = field(default_factory=set, init=False, repr=False)
 
@@ -116,13 +125,19 @@ class Loop:
         return self.shop.root / "trials.jsonl"
 
     def run(self) -> str:
-        """Search, then grade the finalists; returns why it stopped."""
-        begun = time.perf_counter()
-        self.announce("search")
-        self.evaluate_references()
-        reason = self._search(self.proposer())
-        self.announce("finalists")
-        self._grade_finalists()
+        """Search, then grade the finalists, or one stage alone; returns why it stopped."""
+        begun, reason = time.perf_counter(), "what there is to grade is graded"
+        if self.only is None:
+            self.announce("search")
+            self.evaluate_references()
+        if self.only != "finalists":
+            proposer = self.proposer()
+            self._begin()
+            reason = self._search(proposer) if self.only != "losses" else "the losses are measured"
+        if self.only in (None, "finalists"):
+            self.announce("finalists")
+            self._grade_finalists()
+        self._tell(self.stages.end(self.elapsed_s, self.front.hypervolume()))
         self.search_s += time.perf_counter() - begun
         return reason
 
@@ -136,6 +151,9 @@ class Loop:
                 detail=self.detail,
             )  # fmt: skip
             self.worked_s += time.perf_counter() - begun
+            made.warm = [plan for plan in self.warm if plan.distill is None and plan.learn is None]
+            if len(made.warm) < len(self.warm):
+                self.watcher.say(f"warm start: {len(self.warm) - len(made.warm)} left out, which were trained")
             return made
         staged = self.space.rules.strategy == "staged"
         controller = Controller(
@@ -149,40 +167,62 @@ class Loop:
             self._runner.workers,
         )
         if staged:
-            begun, clock = time.perf_counter(), Clock(lambda: self.elapsed_s, self.elapsed_s, self.budget_s)
+            begun, clock = time.perf_counter(), self._clock()
             found = make_staged(
                 self.shop, self.space, self.probe, self.budgets, self.trials, controller, clock,
-                seed=self.seed, teller=Teller(self.watcher.say, self.announce, self.detail),
+                seed=self.seed, teller=Teller(self.watcher.say, self.announce, self.detail, self._begin),
             )  # fmt: skip
             self.worked_s += time.perf_counter() - begun
+            found.warm, found.only = self.warm, self.only
             return found
+        for values in offered(self.warm, self.space, self.watcher.say):
+            controller.enqueue(values, "warm-start")
         for origin, values in seeds(self.space, self.probe):
             controller.enqueue(values, origin)
         return controller
 
+    def _clock(self) -> Clock:
+        """Where the search stands; it began after the references, be it in an earlier session."""
+        first = next((place for place, trial in enumerate(self.trials) if trial.origin not in REFERENCES), None)
+        begun_s = self.elapsed_s if first is None else self.trials[first - 1].finished_s if first else 0.0
+        begun_count = len(self.trials) if first is None else first
+        clock = Clock(
+            lambda: self.elapsed_s, begun_s, self.budget_s,
+            lambda: len(self.trials) + self.under_way, begun_count, self.max_trials,
+            lambda: self.stages.stagnates,
+        )  # fmt: skip
+        if self.only is None:
+            return clock
+        # Losses take their share of the clock's time: alone they have all of it.
+        return clock.anew(clock.left_s / (LOSS_SHARE if self.only == "losses" else 1.0))
+
     def _search(self, proposer: Proposer) -> str:
         """Keep as many candidates under way as the runner takes, until there is no more to propose, or no time."""
-        under_way = 0
         while True:
             reason = ""
-            while not reason and under_way < self._runner.workers:
-                proposal, reason = self._next(proposer, under_way)
+            while not reason and self.under_way < self._runner.workers:
+                proposal, reason = self._next(proposer)
                 if proposal is not None:
                     self._runner.submit(proposal)
-                    under_way += 1
-            if not under_way:
+                    self.under_way += 1
+            if not self.under_way:
                 return reason
             trial = self._finished()
-            under_way -= 1
+            self.under_way -= 1
             proposer.tell(trial.proposal, trial)
 
-    def _next(self, proposer: Proposer, under_way: int) -> tuple[Proposal | None, str]:
+    def _next(self, proposer: Proposer) -> tuple[Proposal | None, str]:
         """What to begin next, or why nothing is begun now."""
-        if self.max_trials is not None and len(self.trials) + under_way >= self.max_trials:
+        if self.max_trials is not None and len(self.trials) + self.under_way >= self.max_trials:
             return None, f"{self.max_trials} candidates were allowed"
-        left_s = self.budget_s - self.elapsed_s - self._final_seconds() - under_way * self._mean_seconds("measure")
+        if self.stages.stagnates and self.space.rules.strategy != "staged":
+            return None, self.stages.stagnation
+        finals_s = 0.0 if self.only else self._final_seconds()
+        left_s = self.budget_s - self.elapsed_s - finals_s - self.under_way * self._mean_seconds("measure")
         proposal = proposer.ask(left_s) if left_s > 0 else None
         if proposal is None:
+            if isinstance(proposer, Staged) and proposer.stagnated:
+                return None, self.stages.stagnation
             late = left_s < 2 * typical_seconds(self.trials)
             return None, "the time budget is spent" if late else EXHAUSTED[self.space.rules.strategy]
         return proposal, ""
@@ -219,6 +259,7 @@ class Loop:
         )
         trial = self._judge(trial)
         self._record(trial)
+        self.stages.candidate(self.front.hypervolume())
         self.watcher.candidate(trial, self.front)
         self.announce(self.stage)
         return trial
@@ -288,28 +329,39 @@ class Loop:
 
         From then on a finalist is held against the budgets by the confirm part of validation.
         """
-        graded: set[str] = set()
-        while True:
-            waiting = [t for t in (*self.front.references, *self.front.points) if t.fingerprint not in graded]
+        begun_s, graded = self.elapsed_s, set[str]()
+        for turn in itertools.count():
+            finalists = {t.fingerprint: t for t in (*self.front.references, *self.front.points)}
+            waiting = [trial for name, trial in finalists.items() if name not in graded]
+            for place, trial in enumerate(waiting):
+                limit_s = self.budget_s - begun_s if self.only else FINAL_SHARE * self.budget_s
+                late = self.elapsed_s - begun_s > limit_s
+                if (turn or self.only) and (late or turn == FINAL_ROUNDS):
+                    why = "their share of the time is spent" if late else f"after {turn} rounds"
+                    others = " now that others do not keep the budgets on the confirm part" if turn else ""
+                    self.watcher.say(f"grading stops, {why}: {len(waiting) - place} more stand on the front{others}")
+                    return
+                graded.add(trial.fingerprint)
+                if self.only or not trial.graded:
+                    self._grade(trial)
             if not waiting:
                 return
-            trial = waiting[0]
-            graded.add(trial.fingerprint)
-            if trial.graded:
-                continue
-            assert trial.artifact is not None
-            begun = time.perf_counter()
-            try:
-                latency = measure_again(trial, self.shop)
-                test = score_artifact(trial.artifact, self.shop, self.shop.task.test)
-            except StorageError:
-                raise
-            except Exception as fault:  # what the search measured stays; the next run tries again
-                self.watcher.say(f"final grading of {trial.fingerprint} failed: {type(fault).__name__}: {fault}")
-                continue
-            self.worked_s += time.perf_counter() - begun
-            self._record(self._judge(trial.replace(latency=latency, quality_test=test.value), "confirm"))
-            self.announce("finalists")
+
+    def _grade(self, trial: Trial) -> None:
+        assert trial.artifact is not None
+        begun = time.perf_counter()
+        try:
+            latency = measure_again(trial, self.shop)
+            test = score_artifact(trial.artifact, self.shop, self.shop.task.test)
+        except StorageError:
+            raise
+        except Exception as fault:  # what the search measured stays; the next run tries again
+            self.watcher.say(f"final grading of {trial.fingerprint} failed: {type(fault).__name__}: {fault}")
+            return
+        self.worked_s += time.perf_counter() - begun
+        self._record(self._judge(trial.replace(latency=latency, quality_test=test.value), "confirm"))
+        self.stages.candidate(self.front.hypervolume())
+        self.announce("finalists")
 
     def detail(self, text: str) -> None:
         """Tell the watcher what is being done within the stage."""
@@ -317,7 +369,9 @@ class Loop:
 
     def announce(self, stage: str, detail: str = "") -> None:
         """Tell the watcher where the search stands."""
-        self.stage = stage
+        if stage != self.stage:
+            self.stage = stage
+            self._tell(self.stages.enter(stage, self.elapsed_s, self.front.hypervolume()))
         failed = sum(t.state == "FAILED" for t in self.trials)
         self.watcher.update(
             Status(
@@ -331,6 +385,15 @@ class Loop:
                 detail,
             )
         )
+
+    def _begin(self) -> None:
+        """Something new is tried: whether the search stagnates shows anew."""
+        self.stages.begin(self.front.hypervolume())
+
+    def _tell(self, ended: Stage | None) -> None:
+        """What a stage took and found."""
+        if ended is not None:
+            self.watcher.say(str(ended))
 
     def _best_words(self) -> str:
         points = [t for t in self.front.points if t.latency]
@@ -353,61 +416,3 @@ class Loop:
             return 0.01
         drop = self.budgets.max_drop or Drop(0.01, relative=not self.shop.task.metric.fraction)
         return drop.amount * abs(dense.quality) if drop.relative else drop.amount
-
-
-def references(space: SearchSpace, probe: Probe) -> tuple[tuple[Origin, Plan], ...]:
-    """Dense, and every layer in int8: in the kinds that the search goes on with, else in the fastest one measured.
-
-    `space` is the one before the probe dropped anything.
-    """
-    measured = [f for f in probe.precisions if f.precision in INT8 and f.ratio is not None]
-    facts = [f for f in measured if f.kept] or sorted(measured, key=lambda f: f.ratio or 0.0)[:1]
-    uniform = [space.decode(space.uniform(precision=fact.precision)) for fact in facts]
-    return (("dense", Plan()), *(("uniform-int8", Plan(layers=plan.layers)) for plan in uniform))
-
-
-def seeds(space: SearchSpace, probe: Probe) -> Iterator[tuple[Origin, Values]]:
-    """What the controller proposes first: dense, uniform int8, uniform levels, and halves of the blocks removed.
-
-    A space that chooses nothing but how to teach starts with no recovery, its default one, and one with the least λ.
-    """
-    best: Precision = probe.fastest_precision
-    if space.decode(space.uniform()) == Plan():
-        yield "dense", space.uniform()
-    for precision in INT8:
-        if precision not in probe.dropped and space.uniform(precision=precision) != space.uniform():
-            yield "uniform-int8", space.uniform(precision=precision)
-    rules = space.rules
-    shares = _shares(space)
-    blocks = space.table.blocks
-    for place, share in enumerate(shares):
-        if place < UNRECOVERED:
-            yield "uniform", space.uniform(keep=share, precision=best)
-        yield "uniform", space.uniform(keep=share, precision=best, recover=True)
-    if rules.blocks.remove and len(blocks) > 1:
-        for removed in (blocks[(len(blocks) + 1) // 2 :], blocks[1::2]):
-            yield "seed", space.uniform(precision=best, removed=removed, recover=True)
-            for share in shares[1::2]:
-                yield "seed", space.uniform(keep=share, precision=best, removed=removed, recover=True)
-    if not shares:
-        yield from _other_seeds(space, best)
-
-
-def _shares(space: SearchSpace) -> list[float]:
-    """Levels of all structures but the hidden width, full ones left out, the largest first."""
-    names = {f"keep:{group.name}" for group in space.table.groups if not group.removable and group.kind != "hidden"}
-    levels = {float(level) for v in space.variables if v.name in names for level in v.levels}
-    return sorted(levels - {1.0}, reverse=True)
-
-
-def _other_seeds(space: SearchSpace, best: Precision) -> Iterator[tuple[Origin, Values]]:
-    """Uniform ranks, recipes, and ways to teach, of a space without structures to choose."""
-    rules = space.rules
-    for rank in sorted({r for rule in rules.layers for r in rule.rank} - {1.0}, reverse=True):
-        yield "uniform", space.uniform(rank=rank, precision=best, recover=True)
-    for number in range(1, len(rules.learn)):
-        yield "uniform", {**space.uniform(precision=best, recover=True), "learn": number}
-    if not space.structure:
-        taught = space.uniform(recover=True)
-        least = {v.name: v.low for v in space.variables if v.name == "soft_weight"}
-        yield from (("uniform", space.uniform()), ("uniform", taught), ("seed", {**taught, **least}))

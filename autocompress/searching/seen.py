@@ -20,17 +20,25 @@ NO_PROPOSAL = -1
 
 @dataclass(frozen=True)
 class Clock:
-    """Where a search stands in time.
+    """Where a search stands, in time and in candidates.
 
     Attributes:
         elapsed: gives wall-clock seconds of this and earlier sessions.
         begun_s: of these, when the stages began.
         budget_s: allowed in all.
+        count: gives the candidates that were begun, in earlier sessions too.
+        begun_count: of these, how many there were when the stages began.
+        most: candidates allowed in all; None for any number.
+        stagnates: gives whether the last candidates of what is under way added next to nothing.
     """
 
     elapsed: Callable[[], float]
     begun_s: float
     budget_s: float
+    count: Callable[[], int] = lambda: 0
+    begun_count: int = 0
+    most: int | None = None
+    stagnates: Callable[[], bool] = lambda: False
 
     @property
     def left_s(self) -> float:
@@ -38,8 +46,15 @@ class Clock:
         return self.budget_s - self.elapsed()
 
     def before(self, share: float) -> bool:
-        """Whether less than a share of the time since the beginning is spent."""
-        return self.elapsed() - self.begun_s < share * (self.budget_s - self.begun_s)
+        """Whether less than a share is spent of what there was at the beginning, be it time or candidates."""
+        if self.elapsed() - self.begun_s >= share * (self.budget_s - self.begun_s):
+            return False
+        return self.most is None or self.count() - self.begun_count < share * (self.most - self.begun_count)
+
+    def anew(self, left_s: float) -> Clock:
+        """One that begins now, with so many seconds and all candidates that are left."""
+        now = self.elapsed()
+        return replace(self, begun_s=now, budget_s=now + max(0.0, left_s), begun_count=self.count())
 
 
 @dataclass(frozen=True)
@@ -50,11 +65,13 @@ class Teller:
         say: a fact worth a line.
         stage: what begins.
         detail: what is being done within it.
+        begin: something new is tried, so that what came before says nothing of how it goes.
     """
 
     say: Callable[[str], None] = lambda _text: None
     stage: Callable[[str], None] = lambda _text: None
     detail: Callable[[str], None] = lambda _text: None
+    begin: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -114,6 +131,10 @@ class Seen:
         """Mean seconds of the measured trials of a rung; 0 for none."""
         count, seconds = self._spent.get(rung, (0, 0.0))
         return seconds / count if count else 0.0
+
+    def time_left(self) -> Clock:
+        """A clock over what is left now, without what the end of the search will take."""
+        return self.clock.anew(min(self.left_s, self.clock.left_s))
 
     def settled(self) -> Iterator[None]:
         """Nothing to propose until all that is under way is told."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import cast
 
 from autocompress.plan import Plan
 from autocompress.records import Origin, Trial
@@ -29,7 +30,7 @@ LEAST_DOUBT = 0.002
 
 
 class Solver:
-    """Proposes plans from the program's front and learns from trials.
+    """Proposes plans from the program's front and learns from trials; first of all those of `warm`, which may be set.
 
     Args:
         units: what chooses.
@@ -58,6 +59,7 @@ class Solver:
         self.limits = limits
         self._believed = tables
         self._corners = corners
+        self.warm: Sequence[Plan] = ()
         self._lost = lost
         self._known = {trial.fingerprint: trial for trial in trials}
         self._under_way: dict[str, Proposal] = {}
@@ -79,9 +81,10 @@ class Solver:
         return proposal
 
     def _next(self) -> tuple[Plan, Origin] | None:
-        for plan in self._corners:
-            if not self._proposed(plan):
-                return plan, "uniform"
+        for origin, first in (("warm-start", self.warm), ("uniform", self._corners)):
+            for plan in first:
+                if not self._proposed(plan):
+                    return plan, cast(Origin, origin)
         origins = [trial.origin for trial in self._known.values()]
         solved = [*origins, *(proposal.origin for proposal in self._under_way.values())].count("solved")
         if solved >= self.rule.points + self.rule.refine:

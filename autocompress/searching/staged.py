@@ -2,11 +2,12 @@
 
 Without recovery first: uniform levels, then the front that an integer program expects, then refinements of what was
 measured. Then recovery: its settings are tuned at anchors and shared, the candidates that promise most are recovered
-for few steps, and the best of these for more.
+for few steps, and the best of these for more. While there is time, both go on in turn.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -14,10 +15,12 @@ import numpy as np
 
 from autocompress.plan import Plan
 from autocompress.records import Origin, Trial
-from autocompress.searching.climbing import Climb
+from autocompress.searching.climbing import TUNED_MOST, Climb
 from autocompress.searching.controller import Controller, Proposal
 from autocompress.searching.knapsack import Expected, Knapsack
+from autocompress.searching.rungs import ETA
 from autocompress.searching.seen import NO_PROPOSAL, Clock, Judge, Seen, Teller, own_ratio
+from autocompress.searching.warm import encode, rung_of
 from autocompress.space import SearchSpace, Values
 
 #: Share of the time by which candidates without recovery are done, where there is recovery.
@@ -51,6 +54,10 @@ PATIENCE, LITTLE = 10, 0.002
 class Staged:
     """Proposes plans stage by stage and learns from trials.
 
+    Plans of `warm`, which may be set before the first is asked for, are evaluated first of all.
+    Where `only` is set ("solve", "refine" or "recover"), that stage is all there is, and takes all the time.
+    `stagnated` says whether it ended because its last stage added next to nothing.
+
     Args:
         space: the whole space, recovery included.
         knapsack: over the same space without recovery; None where there is no structure to choose.
@@ -82,11 +89,16 @@ class Staged:
         self._plain = space.untrained()
         self._heaviest = {v.name: 0 for v in self._plain.structure}
         self._seen = Seen(judge, clock)
-        self.climb = Climb(space, self._seen, seed)
+        self.climb = Climb(space, self._seen, seed, self._begin)
+        self.stagnated = False
+        self.warm: Sequence[Plan] = ()
+        self.only: str | None = None
         self._corners = list(corners)
         self._teller = teller or Teller()
         self._values: dict[str, Values] = {}
-        self._fresh = 0
+        self._front: list[Expected] | None = None
+        self._fresh = self._made = self._turn = self._refinements = 0
+        self._exhausted = knapsack is None
         self._draw = np.random.default_rng([seed, len(trials)])
         self._flow = self._stages()
         for trial in trials:
@@ -107,6 +119,7 @@ class Staged:
         proposal = next(self._flow, None)
         if proposal is not None:
             self._seen.under_way[proposal.plan.fingerprint] = proposal
+            self._made += 1
         return proposal
 
     def tell(self, number: int, trial: Trial) -> None:
@@ -116,61 +129,135 @@ class Staged:
         self._fresh += trial.measured
         if number != NO_PROPOSAL:
             self._controller.tell(number, trial)
-        elif trial.rung == 0:
+        elif trial.rung == 0 and trial.fingerprint in self._values:
             self._controller.add(self._values[trial.fingerprint], trial)
 
     def _stages(self) -> Iterator[Proposal | None]:
-        if self.knapsack is not None:
-            yield from self._untrained(self.knapsack)
-        else:
+        """Solve, refine and recover; then refine and recover in turn, until the time or the space is used up."""
+        if self.only is not None:
+            yield from self._alone(self.only)
+            return
+        clock, recovers = self._seen.clock, self._recovers()
+        yield from self._warmed()
+        if self.knapsack is None:
             yield from self._propose({}, "seed")
-        yield from self._seen.settled()
-        if self.space.steps:
-            self._teller.stage("recover")
-            yield from self.climb.proposals()
+        tune, wider = True, 0
+        for self._turn in itertools.count():
+            made = self._made
+            if self._turn == 1:
+                self._teller.begin()
+            if self.knapsack is not None and not self._exhausted and (self._turn or not recovers):
+                yield from self._untrained(self.knapsack, clock)
+            yield from self._seen.settled()
+            gave_up, refined = clock.stagnates(), self._made
+            if self.space.steps:
+                self._teller.stage("recover")
+                yield from self.climb.proposals(tune, wider)
+                yield from self._seen.settled()
+            if clock.stagnates() or (gave_up and self._made == refined):
+                self.stagnated = True
+                return
+            tune = self._turn > 0 and self._made == made
+            if tune and not (self._exhausted and self._more_to_recover(wider)):
+                return
+            wider += tune
+            clock = self._seen.time_left()
 
-    def _untrained(self, knapsack: Knapsack) -> Iterator[Proposal | None]:
-        share = UNTRAINED_SHARE if self.space.steps else 1.0
-        for origin, values in self._corners[:FIRST]:
-            if self._time_for_untrained(share):
-                yield from self._propose(values, origin)
-        front = self._corrected_front(knapsack)
-        self._teller.stage("solve")
-        self._teller.say(
-            f"the integer program expects {len(front)} candidates from {front[0].seconds * 1e3:.3g} to "
-            f"{front[-1].seconds * 1e3:.3g} ms"
-            if front
-            else "the integer program finds no candidate"
-        )
-        corners, gains = self._corners[FIRST:], [math.inf]
-        turn = 0
-        while self._time_for_untrained(share) and not (self.space.steps and self._stagnates(gains)):
-            if self._fresh >= (REFINED_EVERY if turn else REFIT_EVERY):
-                front = self._corrected_front(knapsack)
+    def _alone(self, stage: str) -> Iterator[Proposal | None]:
+        """One stage, as long as it has something to propose."""
+        if stage != "recover" and self.knapsack is not None:
+            yield from self._untrained(self.knapsack, self._seen.clock)
+        for wider in itertools.count() if stage == "recover" else ():
+            made = self._made
+            self._teller.stage("recover")
+            yield from self.climb.proposals(wider=wider)
+            yield from self._seen.settled()
+            if self._seen.clock.stagnates() or (self._made == made and not self._more_to_recover(wider)):
+                break
+        yield from self._seen.settled()
+        self.stagnated = self._seen.clock.stagnates()
+
+    def _recovers(self) -> bool:
+        """Whether an earlier session came to recovering what it found itself."""
+        return any(trial.rung and trial.origin != "warm-start" for trial in self._seen.trials.values())
+
+    def _warmed(self) -> Iterator[Proposal | None]:
+        """What an earlier run found, as it is; without recovery, it is refined where the space can express it."""
+        left = [plan for plan in self.warm if not self._seen.proposed(plan)]
+        if left:
+            self._teller.stage("warm start")
+        for plan in left:
+            rung = rung_of(plan, self.space)
+            if self._seen.left_s < self._seen.typical_seconds(rung):
+                continue
+            values = encode(plan, self._controller.space)
+            if rung == 0 and self._plan(values) == plan:
+                self._values[plan.fingerprint] = values
+            yield Proposal(NO_PROPOSAL, plan, "warm-start", rung)
+        yield from self._seen.settled()
+
+    def _begin(self) -> None:
+        """Something new begins; but once all stages had their chance, they count as one."""
+        if not self._turn:
+            self._teller.begin()
+
+    def _more_to_recover(self, wider: int) -> bool:
+        """Whether recovery may find something to do once it is allowed more settings and candidates."""
+        if not self.space.steps or not self.climb.time_for(1):
+            return False
+        return wider < ETA + len(self._seen.trials) // TUNED_MOST
+
+    def _untrained(self, knapsack: Knapsack, clock: Clock) -> Iterator[Proposal | None]:
+        """Measure the front that the program expects, then refine, within a share of the time or until it stagnates."""
+        waits = bool(self.space.steps) and self.only is None
+        share = UNTRAINED_SHARE if waits else 1.0
+        if self._front is None and self.only == "refine":
+            self._front = self._corrected_front(knapsack)
+        elif self._front is None:
+            self._teller.stage("solve")
+            self._begin()
+            for origin, values in self._corners[:FIRST]:
+                if self._time_for_untrained(clock, share):
+                    yield from self._propose(values, origin)
+            self._front = self._corrected_front(knapsack)
+            self._teller.say(expectation(self._front))
+        elif self._turn:
+            self._teller.stage("refine")
+        gains, refines, solves = [math.inf], False, self.only != "refine"
+        while self._time_for_untrained(clock, share) and not (waits and self._stagnates(gains)):
+            if clock.stagnates() and (refines or self._turn or self.only == "solve"):
+                return
+            solves = solves and not clock.stagnates()
+            if self._fresh >= (REFINED_EVERY if self._refinements else REFIT_EVERY):
+                self._front = self._corrected_front(knapsack)
             before = self._seen.volume()
-            needed = self._most_needed(front)
+            needed = self._most_needed(self._front) if solves else None
             proposal = None
             if needed is not None:
                 proposal = self._proposal(needed.values, "solved")
-            elif corners:
-                origin, values = corners.pop(0)
+            elif self._corners and solves:
+                origin, values = self._corners.pop(0)
                 proposal = self._proposal(values, origin)
                 if proposal is None:
                     continue
+            elif self.only == "solve":
+                return
             else:
-                if not turn:
+                if not refines:
                     self._teller.stage("refine")
-                turn += 1
-                proposal = self._refined(knapsack, turn)
+                    self._begin()
+                refines = True
+                self._refinements += 1
+                proposal = self._refined(knapsack, self._refinements)
             if proposal is None and not self._seen.under_way:
+                self._exhausted = True
                 return
             yield proposal  # or None: those under way may yet bring something to refine
-            if proposal is None:
-                continue
-            gains = gains if needed is not None or corners else [*gains, self._seen.volume() / max(before, 1e-12) - 1]
+            if proposal is not None and needed is None and refines:
+                gains.append(self._seen.volume() / max(before, 1e-12) - 1)
 
-    def _time_for_untrained(self, share: float) -> bool:
-        return self._seen.clock.before(share) and self._seen.left_s >= self._seen.typical_seconds(0)
+    def _time_for_untrained(self, clock: Clock, share: float) -> bool:
+        return clock.before(share) and self._seen.left_s >= self._seen.typical_seconds(0)
 
     @staticmethod
     def _stagnates(gains: Sequence[float]) -> bool:
@@ -306,6 +393,14 @@ class Staged:
             return None
         self._values[plan.fingerprint] = dict(values)
         return Proposal(NO_PROPOSAL, plan, origin)
+
+
+def expectation(front: Sequence[Expected]) -> str:
+    """What the program expects, in words."""
+    if not front:
+        return "the integer program finds no candidate"
+    low, high = (front[place].seconds * 1e3 for place in (0, -1))
+    return f"the integer program expects {len(front)} candidates from {low:.3g} to {high:.3g} ms"
 
 
 #: Pairs of moves that a switch chooses from, and the difference in seconds, as a share, that it should keep within.

@@ -94,6 +94,79 @@ def test_finalists_keep_the_budgets_on_confirm_and_make_room_for_the_next(
     assert numbers(final_front(loop.front, tmp_path).points) == [NEXT, DENSE]
 
 
+class Listener(Silent):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.fixture
+def losers(make_trial: MakeTrial) -> list[Trial]:
+    """Dense, and seven that beat all behind them on select, and all lose 10 points on confirm."""
+    dense = make_trial(0, 1.0, 0.9, plan=Plan(), quality_confirm=0.9, origin="dense")
+    rest = [make_trial(n, 0.1 * n, 0.91 - 0.001 * n, quality_confirm=0.8) for n in range(1, 8)]
+    return [dense, *rest]
+
+
+def test_dense_on_the_front_is_graded_once(tmp_path: Path, trials: list[Trial], graded: list[int]) -> None:
+    loop = loop_of(tmp_path, [trials[DENSE], trials[NEXT]], Budgets())
+    loop.run()
+    assert graded == [DENSE, NEXT]
+
+
+def test_finalists_alone_are_graded_anew_within_their_own_time(
+    tmp_path: Path, trials: list[Trial], graded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand: 60 s are for them, and each takes 40 s, so that two of three are graded in their first round."""
+    slower = replace(trials[LUCKY].latency, ratio_best_dense=0.58)  # type: ignore[type-var]
+    loop = loop_of(tmp_path, [trials[DENSE], trials[LUCKY].replace(latency=slower), trials[NEXT]], Budgets())
+    loop.run()
+    assert graded == [DENSE, NEXT, LUCKY]
+    graded.clear()
+    again = loop_of(tmp_path, loop.trials, Budgets())
+    again.only, again.watcher = "finalists", (listener := Listener())
+    time_again = searching.measure_again
+
+    def slow(trial: Trial, shop: Any) -> Any:
+        again.spent_s += 40
+        return time_again(trial, shop)
+
+    monkeypatch.setattr(searching, "measure_again", slow)
+    again.run()
+    assert graded == [DENSE, NEXT]
+    assert "grading stops, their share of the time is spent: 1 more stand on the front" in listener.said
+
+
+def test_grading_ends_after_a_few_rounds_and_says_so(tmp_path: Path, losers: list[Trial], graded: list[int]) -> None:
+    loop = loop_of(tmp_path, losers, Budgets(max_drop=Drop(0.02, False)))
+    loop.watcher = listener = Listener()
+    loop.run()
+    assert graded == [0, *range(1, searching.FINAL_ROUNDS + 1)]
+    assert any(text.startswith("grading stops, after 4 rounds: 1 more stand on") for text in listener.said)
+
+
+def test_grading_in_further_rounds_keeps_within_its_share_of_the_time(
+    tmp_path: Path, losers: list[Trial], graded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand: 10 s each of 60 s, a quarter of which is for grading; the first round is whole whatever it takes."""
+    loop = loop_of(tmp_path, losers, Budgets(max_drop=Drop(0.02, False)))
+    loop.watcher = listener = Listener()
+    time_again = searching.measure_again
+
+    def slow(trial: Trial, shop: Any) -> Any:
+        loop.spent_s += 10
+        return time_again(trial, shop)
+
+    monkeypatch.setattr(searching, "measure_again", slow)
+    loop.run()
+    assert graded == [0, 1]
+    assert any(text.startswith("grading stops, their share of the time is spent") for text in listener.said)
+
+
 def test_the_search_is_steered_by_select_alone(tmp_path: Path, trials: list[Trial], graded: list[int]) -> None:
     loop = loop_of(tmp_path, trials, Budgets(max_drop=Drop(0.02, False)))
     before = [loop._violations(trial) for trial in trials], loop.front.hypervolume(), numbers(loop.front.points)

@@ -6,8 +6,8 @@ import pytest
 
 from autocompress.layers import Group, LayerTable, Slice
 from autocompress.plan import Cofi, Distill, Factorize, Plan, Prune
-from autocompress.searching.loop import seeds
 from autocompress.searching.probe import DenseSetting, Probe
+from autocompress.searching.seeds import seeds
 
 PROBE = Probe((DenseSetting("onnxruntime", 1, 0.01, 1.0),), (), 0.001, 0.1, 0.01)
 

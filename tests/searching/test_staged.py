@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from autocompress.pareto import hypervolume, nondominated, reference_point
-from autocompress.plan import Distill, Plan
+from autocompress.plan import Distill, Plan, Prune
+from autocompress.searching import climbing
 from autocompress.searching import staged as module
 from autocompress.searching.atoms import Atoms
 from autocompress.searching.climbing import TUNED_LEAST
@@ -20,8 +21,9 @@ from autocompress.searching.controller import Controller, Proposal
 from autocompress.searching.knapsack import Knapsack
 from autocompress.searching.parts import drawn_from, parts_of
 from autocompress.searching.rungs import ETA
-from autocompress.searching.seen import Clock, Judge
+from autocompress.searching.seen import Clock, Judge, Teller
 from autocompress.searching.staged import UNTRAINED_SHARE, Staged
+from autocompress.searching.stages import Stages
 from autocompress.searching.work import work_features, work_model
 
 STRUCTURE = {
@@ -57,6 +59,7 @@ class World:
         believed = work_model(space.table, 0.01, {"int8": 0.5}).believed
         self.device = believed * draw.uniform(0.6, 1.6, len(believed))
         self.ratios, self.trials, self.fails = {}, [], lambda _plan: False
+        self.stages, self.entered, self.begun = Stages(), [], []
 
     @cached_property
     def every(self):
@@ -109,15 +112,25 @@ class World:
         model = work_model(self.space.table, 0.01, {"int8": 0.5})
         return Knapsack(self.untrained, parts_of(self.untrained), atoms, model, {}, 0.01)
 
-    def staged(self, journal, budget_s=1e9, *, fits=lambda _trial: True, seed=0, sampler="random", **changes):
+    def staged(
+        self, journal, budget_s=1e9, *, fits=lambda _trial: True, seed=0, sampler="random", most=None, **changes
+    ):
         known = [trial for trial in self.trials if trial.rung == 0]
         controller = Controller(
             journal, drawn_from(self.untrained), self.maximize, lambda _trial: {}, sampler, seed, known
         )
-        clock = Clock(lambda: self.now, self.now, budget_s)
+        count = len(self.trials)
+        clock = Clock(
+            lambda: self.now, self.now, budget_s, lambda: len(self.trials), count, most, lambda: self.stages.stagnates
+        )
         judge = Judge(self.maximize, fits)
-        given = {"seed": seed, "trials": list(self.trials), **changes}
+        teller = Teller(stage=self.entered.append, begin=self.begin)
+        given = {"seed": seed, "trials": list(self.trials), "teller": teller, **changes}
         return Staged(self.space, self.knapsack(), controller, judge, clock, **given)
+
+    def begin(self):
+        self.stages.begin(1.0)
+        self.begun.append(len(self.trials))
 
     def follow(self, staged, budget_s=1e9, most=10_000):
         """Evaluate what is proposed while time is left; the trials of this session."""
@@ -127,6 +140,7 @@ class World:
             if proposal is None:
                 break
             staged.tell(proposal.number, self.trial(proposal))
+            self.stages.candidate(1.0)
         return self.trials[begun:]
 
     def volume(self, plans):
@@ -249,11 +263,73 @@ def test_time_is_divided_between_the_stages(world, journal):
     made = world()
     trials = run_both(made, journal, 2000.0)
     rungs = [trial.rung for trial in trials]
-    assert rungs == sorted(rungs)
-    assert set(rungs) == {0, 1, 2}
     first = next(i for i, rung in enumerate(rungs) if rung)
+    again = next((i for i, rung in enumerate(rungs) if i > first and rung == 0), len(rungs))
+    assert rungs[:again] == sorted(rungs[:again])
+    assert set(rungs[:again]) == {0, 1, 2}
     assert 10 * first <= UNTRAINED_SHARE * 2000 + 10
-    assert made.now <= 2000
+    assert 2000 - 10 < made.now <= 2000, "no candidate fits into the rest"
+
+
+def test_a_count_of_candidates_is_divided_like_the_time(world, journal):
+    """Oracle: the share of 21 candidates that are allowed, the dense one apart."""
+    made = world()
+    trials = made.follow(made.staged(journal, most=21), most=20)
+    assert next(i for i, trial in enumerate(trials) if trial.rung) == math.ceil(UNTRAINED_SHARE * 20)
+    assert {trial.rung for trial in trials} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("rules", [{"blocks": {"remove": True}, "distill": {**RECOVERY, "steps": [0, 10]}},
+                                   {"blocks": {"remove": True}, "distill": RECOVERY}])  # fmt: skip
+def test_a_small_space_uses_its_time_too(world, journal, rules):
+    """Once its few structures are recovered, more settings are tried."""
+    made = world(rules)
+    run_both(made, journal, 1500.0)
+    assert 1500 - 50 < made.now <= 1500
+
+
+def test_a_space_that_is_used_up_ends(world, journal):
+    """By hand: two structures beside dense, each recovered in the one way there is, at two rungs."""
+    held = {**RECOVERY, "learning_rate": {"low": 3e-4, "high": 3e-4}}
+    made = world({"blocks": {"remove": True}, "distill": held})
+    trials = run_both(made, journal, 1e9)
+    assert sorted(t.rung for t in trials) == [0, 0, 1, 1, 2, 2]
+
+
+def test_a_stagnating_stage_hands_over_and_the_last_one_ends_the_search(world, journal):
+    """By hand: five of each stage, anchor and rung at most, and in the end five more of whatever stage."""
+    made = world()
+    made.stages = Stages(patience=5)  # of a hypervolume that never grows
+    staged = made.staged(journal)
+    trials = made.follow(staged)
+    assert [t.origin for t in trials[:5]] == ["solved"] * 5
+    assert {t.origin for t in trials[5:10]} <= {"refined", "sampled"}
+    assert trials[10].rung == 1
+    counts = [later - before for before, later in itertools.pairwise([*made.begun, len(made.trials)])]
+    assert counts[:3] == [5, 5, 5]
+    assert max(counts) == counts[-1] == 5
+    assert staged.stagnated
+    assert made.entered[:3] == ["solve", "refine", "recover"]
+
+
+def test_where_nothing_promises_anything_the_front_is_recovered_the_furthest_first(world, journal, monkeypatch):
+    """Oracle: distances in log latency, by hand."""
+    monkeypatch.setattr(climbing, "most_gained", lambda *_: None)
+    made = world()
+    on_first_rung(made, 2)
+    names = list(made.every)
+    for plan in names[1:60:4]:
+        made.trial(Proposal(-1, plan, "sampled")) if plan not in plans(made.trials) else None
+    staged, found = made.staged(journal), []
+    for proposal in staged.climb.climb(1, 10, lambda: True):
+        logs = [math.log(made.ratio(t.plan)) for t in made.trials if t.rung]
+        front = [t for t in staged._seen.front() if t.plan != Plan()]
+        left = [t.plan for t in front if t.plan not in {structure(t.plan) for t in made.trials if t.rung}]
+        far = {plan: min(abs(math.log(made.ratio(plan)) - log) for log in logs) for plan in left}
+        assert far[structure(proposal.plan)] == pytest.approx(max(far.values()))
+        staged.tell(proposal.number, made.trial(proposal))
+        found.append(proposal)
+    assert len(found) == len(left) + len(found) - 1 > 2
 
 
 def test_recovery_begins_in_time_even_while_refinements_still_gain(world, journal):
@@ -309,7 +385,13 @@ def test_settings_are_tuned_at_anchors_and_shared_with_the_nearest(world, journa
 def test_one_in_three_structures_is_promoted_and_the_front_before_the_rest(world, journal):
     """Oracle: ranks of the rung below by the slow way: non-dominated structures first."""
     made = world()
-    trials = run_both(made, journal, 1e9)
+    names = list(made.every)
+    for plan in names[1::4]:
+        made.trial(Proposal(-1, plan, "sampled"))
+    staged, begun = made.staged(journal), len(made.trials)
+    for proposal in staged.climb.proposals():
+        staged.tell(proposal.number, made.trial(proposal))
+    trials = made.trials[begun:]
     below = {}
     for trial in trials:
         if trial.rung == 1:
@@ -338,7 +420,7 @@ def on_first_rung(made, count):
 def promote(made, journal):
     """Structures that go on to the second rung."""
     staged, found = made.staged(journal), []
-    for proposal in staged.climb.climb(2, 40, math.inf):
+    for proposal in staged.climb.climb(2, 40, lambda: True):
         staged.tell(proposal.number, made.trial(proposal))
         found.append(structure(proposal.plan))
     return found
@@ -440,6 +522,30 @@ def test_a_metric_that_is_minimized(world, journal):
     assert best.plan.distill.learning_rate in {t.plan.distill.learning_rate for t in tuned} & (shared or {0})
 
 
+def test_what_an_earlier_run_found_comes_first_at_its_rung(world, journal):
+    """Two of the space's plans, one beyond its levels, and recoveries of 10 and of 25 steps; a pause in between."""
+    made = world()
+    inside, other = list(made.every)[5], list(made.every)[9]
+    beyond = Plan({"net.0.attention/heads": Prune(3)})
+    made.every[beyond] = 0.02
+    recovered = [replace(other, distill=Distill(0.5, 3.0, 2e-3, steps), seed=7) for steps in (10, 25)]
+    warm = [Plan(), inside, beyond, *recovered]
+    staged = made.staged(journal, 2000.0)
+    staged.warm = warm
+    made.follow(staged, 2000.0, most=2)
+    staged = made.staged(journal, 2000.0)
+    staged.warm = warm
+    trials = made.trials[1:3] + made.follow(staged, 2000.0)
+    assert plans(trials[:4]) == warm[1:]
+    assert [t.rung for t in trials[:4]] == [0, 0, 1, 1]
+    assert {t.origin for t in trials[:4]} == {"warm-start"}
+    assert "warm-start" not in {t.origin for t in trials[4:]}
+    assert trials[4].rung == 0, "it is not taken for a search that recovers"
+    assert staged._values[inside.fingerprint]
+    assert beyond.fingerprint not in staged._values
+    assert len({t.fingerprint for t in made.trials}) == len(made.trials)
+
+
 # seeds and resuming
 
 
@@ -468,6 +574,16 @@ def test_a_resumed_search_goes_on_without_repeating(world, journal, killed):
     assert {t.rung for t in made.trials} == {0, 1, 2}
     tuned = [structure(t.plan) for t in made.trials if t.origin == "tuned"]
     assert max(tuned.count(plan) for plan in tuned) <= 15
+
+
+def test_a_search_that_was_recovering_goes_on_with_it(world, journal):
+    """Killed after its fifth recovery; the time is not divided anew."""
+    made = world()
+    staged = made.staged(journal, 2000.0)
+    while sum(t.rung > 0 for t in made.trials) < 5:
+        made.follow(staged, 2000.0, most=1)
+    rest = made.follow(made.staged(journal, 2000.0), 2000.0, most=10)
+    assert all(t.rung for t in rest)
 
 
 def test_resumed_refinements_know_their_parents(world, journal):
