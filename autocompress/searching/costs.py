@@ -155,9 +155,17 @@ def _read(path: Path) -> dict[LayerClass, ClassCost]:
 def weight_bytes(plan: Plan, table: LayerTable) -> float:
     """Bytes of all layers at the bits that a plan gives their weights, with scales and float biases.
 
-    Fewer bits within a precision count here, though the file's integers are no shorter for it.
+    Fewer bits within a precision count here, though the file's integers are no shorter for it. A weight that a head
+    shares with its embedding counts once, unless either takes bits or a rank.
     """
-    return sum(_layer_bytes(left) for left in effective_layers(plan, table) if not left.removed)
+    found = {left.layer.name: left for left in effective_layers(plan, table)}
+    return sum(_layer_bytes(left) for left in found.values() if not left.removed and not _is_held_by(found, left))
+
+
+def _is_held_by(found: Mapping[str, EffectiveLayer], left: EffectiveLayer) -> bool:
+    """Whether another layer holds its weight."""
+    both = (left, found[left.layer.shares]) if left.layer.shares else ()
+    return bool(both) and not any(one.quantize or one.factorize for one in both)
 
 
 def _layer_bytes(left: EffectiveLayer) -> float:
