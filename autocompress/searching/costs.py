@@ -89,14 +89,14 @@ def measure_costs(
         limit_s: seconds after which no further class is timed.
         say: is told how far it is.
     """
-    offered = _classes(options, shop.table)
+    offered = classes_of(options, shop.table)
     path = shop.root / "costs.json"
     known = _read(path)
     began = time.perf_counter()
     for number, (found, layers) in enumerate(offered.items(), start=1):
         if found in known or time.perf_counter() - began > limit_s:
             continue
-        cost = _measured(shop, layers)
+        cost = measured_class(shop, layers)
         if cost is not None:
             known[found] = cost
             write_json(path, [{**asdict(c), **asdict(known[c])} for c in known])
@@ -109,7 +109,7 @@ def measure_costs(
     return Costs(probe.dense_latency_s, extra)
 
 
-def _classes(options: Iterable[Plan], table: LayerTable) -> dict[LayerClass, dict[str, LayerPlan]]:
+def classes_of(options: Iterable[Plan], table: LayerTable) -> dict[LayerClass, dict[str, LayerPlan]]:
     """The layers of each class with the first settings that an option gives them, most work first."""
     found: dict[LayerClass, dict[str, LayerPlan]] = {}
     for option in options:
@@ -121,7 +121,7 @@ def _classes(options: Iterable[Plan], table: LayerTable) -> dict[LayerClass, dic
     return dict(sorted(found.items(), key=lambda item: -item[0].macs * len(item[1])))
 
 
-def _measured(shop: Workshop, layers: Mapping[str, LayerPlan]) -> ClassCost | None:
+def measured_class(shop: Workshop, layers: Mapping[str, LayerPlan]) -> ClassCost | None:
     """The class on the profile's device; None where its file cannot be made or run."""
     folder = shop.root / "costs"
     try:
