@@ -113,14 +113,13 @@ def _facts(shop: Workshop, classes: Mapping[LayerClass, Mapping[str, LayerPlan]]
     heavier, heavier_ratio = "fp32", 1.0
     for member, layers in classes.items():
         cost = measured_class(shop, layers)
-        ratios = (None, None, None) if cost is None else (cost.ratio, cost.ratio_low, cost.ratio_high)
         kept = (
             cost is None or cost.ratio_low <= heavier_ratio
         )  # what cannot be made here meets its fault as a candidate
         why = "" if kept or cost is None else f"slower than {heavier} ({cost.ratio:.3g} against {heavier_ratio:.3g})"
         yield ShapeFact(
             member.kind, member.weight_shape, member.groups, member.macs, len(layers), member.precision,
-            *ratios, kept, why,
+            cost and cost.ratio, cost and cost.ratio_low, cost and cost.ratio_high, kept, why,
         )  # fmt: skip
         if kept and cost is not None:
             heavier, heavier_ratio = member.precision, cost.ratio
