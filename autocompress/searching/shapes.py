@@ -119,7 +119,8 @@ def _facts(shop: Workshop, classes: Mapping[LayerClass, Mapping[str, LayerPlan]]
         why = "" if kept or cost is None else f"slower than {heavier} ({cost.ratio:.3g} against {heavier_ratio:.3g})"
         yield ShapeFact(
             member.kind, member.weight_shape, member.groups, member.macs, len(layers), member.precision,
-            cost and cost.ratio, cost and cost.ratio_low, cost and cost.ratio_high, kept, why,
+            cost.ratio if cost else None, cost.ratio_low if cost else None, cost.ratio_high if cost else None,
+            kept, why,
         )  # fmt: skip
         if kept and cost is not None:
             heavier, heavier_ratio = member.precision, cost.ratio
