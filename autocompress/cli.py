@@ -111,6 +111,20 @@ def search(
     _print_front(run)
 
 
+def _tell(text: str) -> None:
+    """How far it is goes to stderr, so that stdout holds results alone."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _loaded(hardware: str, *source: str | None) -> tuple[Any, Any]:
+    """A hardware profile, and the task that the fields of a `TaskSource` name for its workload."""
+    from autocompress.hardware import load_profile
+    from autocompress.tasks import TaskSource, load_task
+
+    profile = load_profile(hardware)
+    return profile, load_task(TaskSource(*source), profile.workload.sequence_length, _tell)  # type: ignore[arg-type]
+
+
 def _print_front(run: Any) -> None:
     from autocompress.show import front_table, wide_console
 
@@ -145,13 +159,9 @@ def compress(
 ) -> None:
     """Apply one plan without a search; `autocompress techniques` shows what a plan can say."""
     from autocompress.budgets import parse_bytes
-    from autocompress.hardware import load_profile
-    from autocompress.tasks import TaskSource, load_task
 
     limit = parse_bytes(bank_limit, "--bank-limit") if bank_limit else None
-    length = load_profile(hardware).workload.sequence_length
-    source = TaskSource(task, model, data, text_column, image_column, label_column, student)
-    made = load_task(source, length, lambda text: print(text, file=sys.stderr))
+    _profile, made = _loaded(hardware, task, model, data, text_column, image_column, label_column, student)
     from autocompress.toolbox import compress as run_compress
 
     result = run_compress(made, plan, out, hardware=hardware, bank_limit=limit, measure=measure)
@@ -243,8 +253,7 @@ def probe(
     from autocompress.kernels import parse_widths, probe_kernels
 
     opened = load_profile(profile)
-    tell = lambda fact: print(fact.words(), file=sys.stderr, flush=True)  # noqa: E731
-    facts = probe_kernels(opened, parse_widths(widths) if widths else None, tell)
+    facts = probe_kernels(opened, parse_widths(widths) if widths else None, lambda fact: _tell(fact.words()))
     if as_json:
         print(json.dumps([fact.to_json() for fact in facts], indent=1))
         return
@@ -266,16 +275,10 @@ def record(
     space: Annotated[str | None, typer.Option(help="whose choices are timed [fits the model]")] = None,
 ) -> None:
     """Time a model's parts on this device into one file, by which another machine can search for it."""
-    from autocompress.hardware import load_profile
-    from autocompress.tasks import TaskSource, load_task
-
-    opened = load_profile(profile)
-    tell = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
-    source = TaskSource(task, model, data, text_column, image_column, label_column)
-    made = load_task(source, opened.workload.sequence_length, tell)
+    opened, made = _loaded(profile, task, model, data, text_column, image_column, label_column)
     from autocompress.tables import record as run_record
 
-    run_record(made, opened, out, space=space, say=tell)
+    run_record(made, opened, out, space=space, say=_tell)
     print(f"written to {out}; on another machine: autocompress search --hardware {out} …")
 
 
@@ -292,8 +295,7 @@ def measure(
     from autocompress.run import Run
 
     opened = Run.open(run)
-    tell = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
-    found = measure_front(opened, hardware, tier="full" if full else "report", out=out, say=tell)
+    found = measure_front(opened, hardware, tier="full" if full else "report", out=out, say=_tell)
     if as_json:
         print(json.dumps(found.to_json(), indent=1))
         return

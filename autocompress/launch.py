@@ -33,6 +33,7 @@ from autocompress.searching.probe import Probe, check_reachable, run_probe
 from autocompress.searching.runner import Runner
 from autocompress.searching.runners import check_runner, open_runner
 from autocompress.searching.seeds import references
+from autocompress.searching.shapes import SHARE, ShapeFact, dropped_there, probe_shapes, read_shapes
 from autocompress.searching.stages import Stages, check_patience
 from autocompress.searching.status import Silent, Watcher
 from autocompress.searching.warm import prepared, read_warm_start
@@ -268,14 +269,29 @@ def open_loop(order: Order, shop: Workshop, runner: Runner, limits: Limits, watc
         stages=Stages(state.get("stages", ()), limits.patience),
     )
     loop.announce("probe")
+    first = not (root / "probe.json").is_file()
     loop.probe = _probe(shop, order.space, watcher)
     check_reachable(loop.probe, order.budgets)
     loop.references = references(order.space, loop.probe)
     dropped = dropped_precisions(loop.probe, order.space.rules)
-    loop.space = build_space(order.space.rules, shop.table, shop.profile, dropped, loop.probe.learning_rate)
+    there = dropped_there(_shapes(order, shop, loop.probe, SHARE * limits.seconds, watcher, first), shop.table)
+    loop.space = build_space(order.space.rules, shop.table, shop.profile, dropped, loop.probe.learning_rate, there)
     broken = frozenset(fact.precision for fact in loop.probe.precisions if fact.ratio is None)
     loop.warm = prepared(order.warm, shop.table, shop.profile, broken, watcher.say)
     return loop
+
+
+def _shapes(
+    order: Order, shop: Workshop, probe: Probe, limit_s: float, watcher: Watcher, first: bool
+) -> tuple[ShapeFact, ...]:
+    """What each precision does on each layer shape; taken with the probe or never, since a study's space must not move.
+
+    The integer program of `strategy: solve` times them itself.
+    """
+    path = order.root / "kernels.json"
+    if first and order.space.rules.strategy != "solve":
+        return probe_shapes(shop, order.space, probe, path, limit_s, watcher.say)
+    return read_shapes(path)
 
 
 def _search(order: Order, shop: Workshop, runner: Runner, limits: Limits, watcher: Watcher, stage: str | None) -> None:

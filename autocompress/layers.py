@@ -31,6 +31,7 @@ class Layer:
         block: name of the removable block that holds the layer, or "".
         groups: of a convolution; 1 for all else.
         why_not: technique ("quantize", "factorize", "mask") to the reason that it is not offered here.
+        shares: name of the first layer that holds the same weight; "" for that one, and where it is this layer's own.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Layer:
     block: str = ""
     why_not: Mapping[str, str] = field(default_factory=dict)
     groups: int = 1
+    shares: str = ""
 
     def allows(self, technique: str) -> bool:
         """Whether `technique` may be applied to this layer."""

@@ -256,7 +256,10 @@ def snippet(resolved: Mapping[str, Any], kind: str = "onnx") -> str:
 _USES: Mapping[str, tuple[str, tuple[str, ...], str]] = {
     "onnx": (
         "onnxruntime",
-        ('session = onnxruntime.InferenceSession(f"{folder}/model.onnx")',),
+        (  # without the optimizer, as it was timed
+            'session = onnxruntime.InferenceSession(f"{folder}/model.onnx", '
+            'disabled_optimizers=["SkipLayerNormFusion"])',
+        ),
         "session.run(None, {i.name: inputs[i.name] for i in session.get_inputs()})[0]",
     ),
     "openvino": (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -307,6 +307,7 @@ def build_space(
     profile: HardwareProfile,
     dropped: frozenset[Precision] = frozenset(),
     learning_rate: float | None = None,
+    dropped_there: Mapping[str, Collection[Precision]] | None = None,
 ) -> SearchSpace:
     """The variables that a space has for one model on one profile.
 
@@ -316,6 +317,7 @@ def build_space(
         profile: says which precisions have a kernel.
         dropped: precisions that the probe found slower than the next heavier one.
         learning_rate: default of the recoveries, in place of the space's own.
+        dropped_there: the same of single layers, by name.
 
     Raises:
         SpaceError: a pattern matches no layer, a recipe is not for this model, or nothing is left to choose; says why.
@@ -328,7 +330,8 @@ def build_space(
     levels = _group_levels(rules, table)
     for layer, number, rule in _ruled_layers(rules, table):
         available = profile.precisions.get(layer.kind, ("fp32",))
-        legal = [p for p in legal_precisions(layer) if p == "fp32" or (p in available and p not in dropped)]
+        gone = {*dropped, *(dropped_there or {}).get(layer.name, ())}
+        legal = [p for p in legal_precisions(layer) if p == "fp32" or (p in available and p not in gone)]
         scope = _scope(rule, number, layer)
         offered = tuple(p for p in rule.precision if p in legal) or ("fp32",)
         choices[layer.name] = LayerChoice(scope, offered, rule)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -51,8 +51,8 @@ def survey(model: nn.Module, example_inputs: Mapping[str, Tensor]) -> LayerTable
             raise ModelError(f"layer {name}: its weight holds NaN or infinity")
     macs = _count_macs(model, modules, example_inputs)
     groups = find_groups(model, example_inputs)
-    shared = {name: next(n for n in names if n != name) for names in tied_weights(model) for name in names}
-    layers = tuple(_layer(name, module, groups, macs, shared) for name, module in modules.items())
+    ties = {name: names for names in tied_weights(model) for name in names}
+    layers = tuple(_layer(name, modules, groups, macs, ties.get(name, ())) for name in modules)
     return LayerTable(layers, groups, sum(p.numel() for p in model.parameters()), find_norms(model))
 
 
@@ -81,8 +81,13 @@ def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
 
 
 def _layer(
-    name: str, module: nn.Module, groups: tuple[Group, ...], macs: Mapping[str, int], shared: Mapping[str, str]
+    name: str,
+    modules: Mapping[str, nn.Module],
+    groups: tuple[Group, ...],
+    macs: Mapping[str, int],
+    tie: tuple[str, ...],
 ) -> Layer:
+    module = modules[name]
     kind = kind_of(module)
     assert kind is not None
     weight = weight_of(module)
@@ -93,16 +98,28 @@ def _layer(
     reason = _not_factorized(kind, module)
     if reason:
         why_not["factorize"] = reason
-    for fault in (
-        f"its weight is shared with {shared[name]}" if name in shared else "",
-        "its forward was not called on the example inputs" if name not in macs else "",
-    ):
-        if fault:
-            why_not.update(factorize=fault, quantize=fault, mask=fault)
+    if tie:
+        fault = f"its weight is shared with {next(other for other in tie if other != name)}"
+        kinds = {kind_of(modules[other]) if other in modules else None for other in tie}
+        why_not.update(dict.fromkeys(_barred_by_tie(kind, kinds), fault))
+    if name not in macs:
+        fault = "its forward was not called on the example inputs"
+        why_not.update(factorize=fault, quantize=fault, mask=fault)
     params = sum(p.numel() for p in module.parameters(recurse=False))
     groups_of = module.groups if isinstance(module, nn.Conv2d) else 1
-    block = blocks[0] if blocks else ""
-    return Layer(name, kind, tuple(weight.shape), params, macs.get(name, 0), block, why_not, groups_of)
+    block, shares = blocks[0] if blocks else "", tie[0] if tie and tie[0] != name else ""
+    return Layer(name, kind, tuple(weight.shape), params, macs.get(name, 0), block, why_not, groups_of, shares)
+
+
+def _barred_by_tie(kind: LayerKind, kinds: Collection[LayerKind | None]) -> tuple[str, ...]:
+    """Techniques that a layer goes without for a weight that layers of some kinds share.
+
+    A language model's head gets a weight of its own where it takes bits or a rank, and the embedding keeps its rows:
+    looking up a few of them costs no time. Factors of the embedding would be bytes beside the head's, for nothing.
+    """
+    if set(kinds) != {"embedding", "linear"}:
+        return ("factorize", "quantize", "mask")
+    return ("mask",) if kind == "linear" else ("factorize", "mask")
 
 
 def _not_factorized(kind: LayerKind, module: nn.Module) -> str:

@@ -5,7 +5,7 @@ A convolution's matrix is ``(out, in·kh·kw)``: its columns are the weights of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -63,6 +63,15 @@ def retie(model: nn.Module, ties: Sequence[Sequence[str]]) -> None:
     for first, *others in ties:
         for name in others:
             model.get_submodule(name).weight = model.get_submodule(first).weight
+
+
+def untie(model: nn.Module, names: Collection[str]) -> None:
+    """Give the named modules weights of their own, equal to those that they shared; edits the model."""
+    for tie in tied_weights(model):
+        for name in tie:
+            if name in names:
+                module = model.get_submodule(name)
+                set_weight(module, weight_of(module))
 
 
 def set_weight(module: nn.Module, weight: Tensor) -> None:

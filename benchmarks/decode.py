@@ -18,6 +18,7 @@ the linears. OpenVINO runs int8-dynamic in float.
 
 from __future__ import annotations
 
+import copy
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -40,7 +41,7 @@ from autocompress.measure.timing import bootstrap_median
 from autocompress.plan import LayerPlan, Plan, Quantize, legal_precisions
 from autocompress.runtimes import Session, open_session
 from autocompress.tasks.task import Examples, Task
-from autocompress.weights import linearized
+from autocompress.weights import linearized, untie
 
 #: The first is what the others are held against.
 PRECISIONS = ("fp32", "int8-dynamic", "int8", "int4-weights")
@@ -82,7 +83,9 @@ def plan_of(task: Task, precision: str) -> Plan:
 def made(task: Task, precision: str, runtime: str, path: Path) -> dict:
     """Write the file; its size and how it agrees with torch."""
     plan = exact(plan_of(task, precision), runtime)
-    found = quantize(linearized(task.source), plan, table_of(task), task.calibration())
+    model = linearized(copy.deepcopy(task.source))
+    untie(model, plan.layers)  # as `shape` does: a head in fewer bits shares no weight
+    found = quantize(model, plan, table_of(task), task.calibration())
     codes = codes_for(found.codes, runtime)
     onnx.save(insert_codes(decoder_graph(found.model, task), codes), path)
     agreement = decoder_agreement(simulate(found.model, codes), open_session(path, runtime, 1), task)

@@ -122,10 +122,14 @@ def test_a_fused_conv1d_is_a_linear_with_its_outputs_first() -> None:
 
 
 @pytest.mark.parametrize("tie", [True, False], ids=["tied", "free"])
-def test_a_head_that_shares_the_embedding_is_left_as_it_is(tie: bool) -> None:
-    layer = table_of(task_of(llama(tie_word_embeddings=tie))).layer("lm_head")
-    assert layer.allows("quantize") is not tie
-    assert layer.why_not.get("quantize", "") == ("its weight is shared with model.embed_tokens" if tie else "")
+def test_a_head_that_shares_the_embedding_may_take_bits_and_a_rank(tie: bool) -> None:
+    table = table_of(task_of(llama(tie_word_embeddings=tie)))
+    head, rows = table.layer("lm_head"), table.layer("model.embed_tokens")
+    assert (head.shares, rows.shares) == ("model.embed_tokens" if tie else "", "")
+    assert all(la.allows("quantize") for la in (head, rows))
+    assert head.allows("factorize")
+    assert head.why_not.get("mask", "") == ("its weight is shared with model.embed_tokens" if tie else "")
+    assert rows.why_not.get("factorize", "") == ("its weight is shared with lm_head" if tie else "")
 
 
 @pytest.mark.parametrize("family", [*ALL_FAMILIES, "mistral", "qwen2"])

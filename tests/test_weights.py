@@ -16,6 +16,7 @@ from autocompress.weights import (
     retie,
     set_weight,
     tied_weights,
+    untie,
     weight_of,
     window_of,
 )
@@ -160,3 +161,13 @@ def test_a_stand_gives_what_it_says(gives: str) -> None:
             assert nothing is None
         assert torch.equal(result, expected)
     assert len(list(stand.parameters())) == gives.startswith("constant")
+
+
+@pytest.mark.parametrize("name", ["transformer.wte", "lm_head"])
+def test_an_untied_module_has_an_equal_weight_of_its_own(name: str) -> None:
+    model = gpt2()
+    untie(model, [name])
+    head, rows = model.lm_head.weight, model.transformer.wte.weight
+    assert torch.equal(head, rows)
+    assert head is not rows
+    assert not tied_weights(model)

@@ -27,7 +27,7 @@ from autocompress.compressing.store import Store
 from autocompress.plan import Plan, Quantize
 from autocompress.survey import evaluating
 from autocompress.tasks.task import Examples, logits_of
-from autocompress.weights import linearized
+from autocompress.weights import linearized, untie
 
 #: Options that are worked on together; what is known is written down after each part.
 PART = 16
@@ -96,6 +96,7 @@ class _Work:
         self.examples = examples
         self.say = say
         self.model = linearized(copy.deepcopy(bank.model)).eval().requires_grad_(True)
+        untie(self.model, [layer.name for layer in bank.table.layers if layer.allows("quantize")])
         self.modules = (*bank.table.blocks, *(layer.name for layer in bank.table.layers))
 
     def known(self, options: Iterable[Plan], kind: str) -> dict[Plan, float]:

@@ -18,14 +18,15 @@ from autocompress.compressing.factorize import replace_by_factors
 from autocompress.compressing.mask import apply_masks
 from autocompress.layers import LayerTable
 from autocompress.plan import Factorize, Plan, check_plan, removed_groups
-from autocompress.weights import Stand, keep_columns, keep_rows, linearized, retie, tied_weights, weight_of
+from autocompress.weights import Stand, keep_columns, keep_rows, linearized, retie, tied_weights, untie, weight_of
 
 
 def shape(model: nn.Module, plan: Plan, table: LayerTable, choices: Choices) -> nn.Module:
     """A copy of the model without what the plan removes, with factors where it asks for a rank, and with its zeros.
 
     The input model is not edited; an empty plan gives an exact copy (but for transformers' Conv1D, which becomes the
-    Linear that computes the same). Names of the layers that stay do not change; a factorized layer ``x`` becomes
+    Linear that computes the same). A layer that takes bits or a rank gets a weight of its own, where others share it;
+    what is cut is cut in all of them. Names of the layers that stay do not change; a factorized layer ``x`` becomes
     ``x.0`` and ``x.1``; a removed part becomes a `Stand`.
 
     Raises:
@@ -38,6 +39,7 @@ def shape(model: nn.Module, plan: Plan, table: LayerTable, choices: Choices) -> 
     settle(small)
     if plan.repair == "sequential":
         choices.repair_again(small, plan, kept)
+    untie(small, [name for name, lp in plan.layers.items() if lp.quantize or lp.factorize])
     for name, layer_plan in plan.layers.items():
         if layer_plan.factorize:
             _factorize(small, name, layer_plan.factorize, choices, kept)
@@ -97,10 +99,14 @@ def _skeleton(plan: Plan) -> Plan:
 def restore(model: nn.Module, plan: Plan, table: LayerTable, weights: dict[str, Tensor]) -> nn.Module:
     """The compressed torch model again, from the dense architecture, its plan and its saved weights."""
     small = shape(model, _skeleton(plan), table, FirstOnes(model))
-    stored = dict(weights)
-    owners = {small.state_dict()[name].data_ptr(): name for name in weights if name in small.state_dict()}
-    for name, value in small.state_dict().items():
+    state, stored = small.state_dict(), dict(weights)
+    owners = {state[name].data_ptr(): name for name in weights if name in state}
+    for name, value in state.items():
         if name not in stored and value.data_ptr() in owners:  # shared weights are stored once
             stored[name] = weights[owners[value.data_ptr()]]
+    for tie in tied_weights(model):  # also those that were stored before a plan of bits parted them
+        names = [f"{name}.weight" for name in tie]
+        first = next((weights[name] for name in names if name in weights), None)
+        stored.update({name: first for name in names if name in state and name not in stored and first is not None})
     small.load_state_dict(stored, strict=True)
     return small.eval()

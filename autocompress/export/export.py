@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -115,31 +115,60 @@ def export_model(
         return export_program(model, codes, task, path, root, fingerprint, runtime, device=device)
     codes = codes_for(codes, runtime)
     graph = decoder_graph(model, task) if past else float_graph(model, task)
-    content = insert_codes(graph, codes).SerializeToString()
-    aside = path.with_name("unverified.onnx")
+    content, twin = insert_codes(graph, codes).SerializeToString(), simulate(model, codes)
+
+    def compare(aside: Path) -> tuple[float, float]:
+        if past:
+            found = decoder_agreement(twin, open_session(aside, runtime, 1, device), task)
+            return found.deviation, found.worst
+        deviation = agreement(twin, aside, task, runtime, device)
+        return deviation, deviation
+
+    precisions = computing_precisions(model, codes)
+    return write_verified(content, path, root, fingerprint, compare, precisions)
+
+
+def computing_precisions(model: nn.Module, codes: Mapping[str, Codes]) -> set[str]:
+    """Precisions that products are computed in; lookups compute nothing."""
+    layers = (name for name in codes if not isinstance(model.get_submodule(name), nn.Embedding))
+    return {codes[name].precision for name in layers} | {"fp32"}
+
+
+def write_verified(
+    content: bytes,
+    path: Path,
+    root: Path,
+    fingerprint: str,
+    compare: Callable[[Path], tuple[float, float]],
+    precisions: Collection[str],
+    device: Device = "cpu",
+) -> Artifact:
+    """Write a file aside, and give it its name where it agrees with its torch twin.
+
+    Args:
+        content: of the file.
+        path: its name; the suffix is its format.
+        root: run folder, to which `Artifact.path` is relative.
+        fingerprint: of the plan.
+        compare: deviation of the file written aside, and the figure that is held against what is allowed.
+        precisions: that it computes in.
+        device: where.
+
+    Raises:
+        ExportError: it leaves the twin by more than is allowed.
+    """
+    aside = path.with_name(f"unverified{path.suffix}")
     write_atomic(aside, content)
-    computing = {name for name in codes if not isinstance(model.get_submodule(name), nn.Embedding)}  # lookups do not
-    precisions = {codes[name].precision for name in computing} | {"fp32"}
-    twin, most = simulate(model, codes), allowed(precisions)
-    if past:
-        found = decoder_agreement(twin, open_session(aside, runtime, 1, device), task)
-        deviation, worst = found.deviation, found.worst
-    else:
-        deviation = worst = agreement(twin, aside, task, runtime, device)
+    deviation, worst = compare(aside)
+    most = allowed(precisions, device)
     if not worst <= most:
         raise ExportError(
             f"{path}: its outputs lie {worst:.3g} (relative L2) from the torch model's, "
             f"more than the {most:g} allowed for {', '.join(sorted(precisions))}"
         )
     os.replace(aside, path)
-    return Artifact(
-        str(path.relative_to(root)),
-        "onnx",
-        len(content),
-        hashlib.sha256(content).hexdigest(),
-        fingerprint,
-        deviation,
-    )
+    form, sha256 = path.suffix.removeprefix("."), hashlib.sha256(content).hexdigest()
+    return Artifact(str(path.relative_to(root)), form, len(content), sha256, fingerprint, deviation)
 
 
 def agreement(twin: nn.Module, path: Path, task: Task, runtime: str, device: Device = "cpu") -> float:

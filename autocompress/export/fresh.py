@@ -37,6 +37,9 @@ TOLERANCE: Mapping[str, float] = {
     "int4-weights": 0.15,
 }
 
+#: Instead of `TOLERANCE` on a GPU, where fp16 is computed in half.
+GPU_TOLERANCE: Mapping[str, float] = {**TOLERANCE, "fp16": 0.02}
+
 #: Largest deviation of one file in two processes of one runtime.
 SAME = 1e-5
 
@@ -86,9 +89,10 @@ class Graded:
         return allowed(lp.quantize.precision for lp in plan.layers.values() if lp.quantize)
 
 
-def allowed(precisions: Iterable[str]) -> float:
-    """The largest deviation that layers of these precisions may cause, beside others in fp32."""
-    return max(TOLERANCE[precision] for precision in {*precisions, "fp32"})
+def allowed(precisions: Iterable[str], device: Device = "cpu") -> float:
+    """The largest deviation that layers of these precisions may cause on a device, beside others in fp32."""
+    tolerance = GPU_TOLERANCE if device == "cuda" else TOLERANCE
+    return max(tolerance[precision] for precision in {*precisions, "fp32"})
 
 
 def relative_distance(found: NDArray[Any], expected: NDArray[Any]) -> float:

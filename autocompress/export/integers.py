@@ -5,7 +5,7 @@ Knows where a layer's nodes stand; the nodes that take their place are made by `
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import onnx
 from onnx import NodeProto
@@ -35,6 +35,7 @@ def insert_codes(model: onnx.ModelProto, codes: Mapping[str, Codes], prefix: str
     steps = _rounded_shortcuts(model, owner, codes)
     _round_pools(graph, model, owner, codes, steps)
     done = set()
+    _parted(graph, model, {weight for weight, name in weights.items() if name in halves})
     for weight, name in weights.items():
         if name in halves and graph.readers[weight]:
             forms.half(graph, weight, name, codes[name])
@@ -42,6 +43,8 @@ def insert_codes(model: onnx.ModelProto, codes: Mapping[str, Codes], prefix: str
     for node in model.graph.node:
         if node.op_type in ("Transpose", "Identity") and (node.output[0] in owner or node.output[0] in weights):
             continue  # the layer that it leads to gets its integers in the right form
+        if node.op_type == "Identity" and node.output[0] in graph.initializers:
+            continue  # parted
         name = _layer(node, owner)
         if not name and node.op_type in ("Add", "GlobalAveragePool"):
             forms.read_rounded(graph, node, steps)
@@ -57,6 +60,13 @@ def insert_codes(model: onnx.ModelProto, codes: Mapping[str, Codes], prefix: str
     if missing:
         raise ExportError(f"the exported graph holds no weight of layer {missing[0]!r}, so it cannot take integers")
     return graph.assemble(model)
+
+
+def _parted(graph: Graph, model: onnx.ModelProto, halves: Collection[str]) -> None:
+    """Copy the constants that an exporter shares between a weight that becomes a half and one that does not."""
+    for node in model.graph.node:
+        if node.op_type == "Identity" and node.input[0] in halves and node.output[0] not in halves:
+            graph.constant(node.output[0], graph.array(node.input[0]))
 
 
 def _owners(model: onnx.ModelProto, weights: Mapping[str, str]) -> dict[str, str]:

@@ -6,11 +6,9 @@ The file is a traced program of torch's own operators, so that it loads without 
 from __future__ import annotations
 
 import copy
-import hashlib
 import inspect
 import io
 import operator
-import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,16 +21,12 @@ from torch.export import Dim, ExportedProgram
 from autocompress.compressing.codes import Codes
 from autocompress.compressing.quantize import simulate
 from autocompress.errors import ExportError
-from autocompress.export.export import agreement, codes_for
-from autocompress.export.fresh import TOLERANCE
+from autocompress.export.export import agreement, codes_for, computing_precisions, write_verified
 from autocompress.export.modules import coded_module
-from autocompress.records import Artifact, write_atomic
+from autocompress.records import Artifact
 from autocompress.runtimes import Device
 from autocompress.runtimes.folding import writes
 from autocompress.tasks.task import Task, logits_of
-
-#: Instead of `TOLERANCE` on a GPU, where fp16 is computed in half.
-GPU_TOLERANCE: Mapping[str, float] = {**TOLERANCE, "fp16": 0.02}
 
 #: What a quantizer consists of; equal ones of one tensor become one.
 SHARED = {
@@ -181,22 +175,13 @@ def export_program(
     """
     codes = codes_for(codes, runtime)
     content = saved(program_of(model, codes, task, device))
-    aside = path.with_name("unverified.pt2")
-    write_atomic(aside, content)
-    computing = {name for name in codes if not isinstance(model.get_submodule(name), nn.Embedding)}  # lookups do not
-    precisions = {codes[name].precision for name in computing} | {"fp32"}
-    deviation = agreement(simulate(model, codes), aside, task, "torch", device)
-    tolerance = GPU_TOLERANCE if device == "cuda" else TOLERANCE
-    allowed = max(tolerance[precision] for precision in precisions)
-    if not deviation <= allowed:
-        raise ExportError(
-            f"{path}: its outputs lie {deviation:.3g} (relative L2) from the torch model's, "
-            f"more than the {allowed:g} allowed for {', '.join(sorted(precisions))}"
-        )
-    os.replace(aside, path)
-    return Artifact(
-        str(path.relative_to(root)), "pt2", len(content), hashlib.sha256(content).hexdigest(), fingerprint, deviation
-    )
+
+    def compare(aside: Path) -> tuple[float, float]:
+        deviation = agreement(simulate(model, codes), aside, task, "torch", device)
+        return deviation, deviation
+
+    precisions = computing_precisions(model, codes)
+    return write_verified(content, path, root, fingerprint, compare, precisions, device)
 
 
 def saved(program: ExportedProgram) -> bytes:

@@ -17,8 +17,9 @@ from autocompress.measure.chips import energy, kernels
 from autocompress.measure.graphs import Size, reads_past
 from autocompress.measure.latency import Contestant, Setting
 from autocompress.measure.queries import read_queries
-from autocompress.measure.rounds import Rounds, Turn
+from autocompress.measure.rounds import Rounds
 from autocompress.measure.steps import Work, read_work
+from autocompress.measure.unmeasured import latency_of, one_round
 from autocompress.plan import Precision
 from autocompress.records import Latency, Tier
 
@@ -183,8 +184,7 @@ class RooflineBench:
 
     def race(self, contestants: Sequence[Contestant], timing: Timing, enough_queries: int = 0) -> Rounds:
         """One round of predictions, in the form of a measured one; nothing is timed."""
-        found = {contestant.name: self.load(contestant) for contestant in contestants}
-        return Rounds({name: [Turn(seconds, (seconds,))] for name, seconds in found.items()})
+        return one_round(contestants, self.load)
 
     def table_ratio(self, path: Path, inputs: Path) -> float:
         """Predicted seconds of a part of a model with queries of its own, as a share of the dense model's."""
@@ -207,24 +207,13 @@ class RooflineBench:
         """
         found, dense = self.roofline.forecast(path), self.roofline.predict(self.dense.path)
         ratio = found.seconds / dense
-        return Latency(
-            latency_s=found.seconds,
-            iqr_s=0.0,
-            p90_s=found.seconds,
-            ratio=ratio,
-            ratio_low=ratio,
-            ratio_high=ratio,
-            ratio_best_dense=ratio,
-            ratio_best_dense_low=ratio,
-            ratio_best_dense_high=ratio,
-            source="predicted",
-            tier=tier,
-            runtime=self.profile.runtime,
-            threads=self.profile.threads,
-            blocks=0,
-            rejected_blocks=0,
-            queries=0,
-            warnings=(f"predicted from the published figures of {self.roofline.chip.name}, not measured",),
+        return latency_of(
+            self.profile,
+            "predicted",
+            tier,
+            found.seconds,
+            (ratio, ratio),
+            warning=f"predicted from the published figures of {self.roofline.chip.name}, not measured",
             energy_j=found.energy_j,
             energy_source=None if found.energy_j is None else "predicted",
             first_token_s=found.first_token_s,

@@ -113,14 +113,14 @@ def measure_costs(
         limit_s: seconds after which no further class is timed.
         say: is told how far it is.
     """
-    offered = _classes(options, shop.table)
+    offered = classes_of(options, shop.table)
     path = shop.root / "costs.json"
     known = _read(path)
     began = time.perf_counter()
     for number, (found, layers) in enumerate(offered.items(), start=1):
         if found in known or time.perf_counter() - began > limit_s:
             continue
-        cost = _measured(shop, layers)
+        cost = measured_class(shop, layers)
         if cost is not None:
             known[found] = cost
             write_json(path, [{**asdict(c), **asdict(known[c])} for c in known])
@@ -133,7 +133,7 @@ def measure_costs(
     return Costs(probe.dense_latency_s, extra)
 
 
-def _classes(options: Iterable[Plan], table: LayerTable) -> dict[LayerClass, dict[str, LayerPlan]]:
+def classes_of(options: Iterable[Plan], table: LayerTable) -> dict[LayerClass, dict[str, LayerPlan]]:
     """The layers of each class with the first settings that an option gives them, most work first."""
     found: dict[LayerClass, dict[str, LayerPlan]] = {}
     for option in options:
@@ -145,7 +145,7 @@ def _classes(options: Iterable[Plan], table: LayerTable) -> dict[LayerClass, dic
     return dict(sorted(found.items(), key=lambda item: -item[0].macs * len(item[1])))
 
 
-def _measured(shop: Workshop, layers: Mapping[str, LayerPlan]) -> ClassCost | None:
+def measured_class(shop: Workshop, layers: Mapping[str, LayerPlan]) -> ClassCost | None:
     """The class on the profile's device; None where its file cannot be made or run."""
     folder = shop.root / "costs"
     try:
@@ -179,9 +179,17 @@ def _read(path: Path) -> dict[LayerClass, ClassCost]:
 def weight_bytes(plan: Plan, table: LayerTable) -> float:
     """Bytes of all layers at the bits that a plan gives their weights, with scales and float biases.
 
-    Fewer bits within a precision count here, though the file's integers are no shorter for it.
+    Fewer bits within a precision count here, though the file's integers are no shorter for it. A weight that a head
+    shares with its embedding counts once, unless either takes bits or a rank.
     """
-    return sum(_layer_bytes(left) for left in effective_layers(plan, table) if not left.removed)
+    found = {left.layer.name: left for left in effective_layers(plan, table)}
+    return sum(_layer_bytes(left) for left in found.values() if not left.removed and not _is_held_by(found, left))
+
+
+def _is_held_by(found: Mapping[str, EffectiveLayer], left: EffectiveLayer) -> bool:
+    """Whether another layer holds its weight."""
+    both = (left, found[left.layer.shares]) if left.layer.shares else ()
+    return bool(both) and not any(one.quantize or one.factorize for one in both)
 
 
 def _layer_bytes(left: EffectiveLayer) -> float:

@@ -110,7 +110,10 @@ def touched_layers(name: str, space: SearchSpace) -> frozenset[str]:
 
 
 def _homes(table: LayerTable) -> dict[str, str]:
-    return {layer: unit.name for unit in units_of(table) for layer in unit.layers}
+    """The part of each layer that is no part by itself; a head decides with the embedding whose weight it shares."""
+    homes = {layer: unit.name for unit in units_of(table) for layer in unit.layers}
+    parted = [layer for layer in table.layers if layer.shares and layer.allows("quantize")]
+    return homes | {layer.shares: homes.get(layer.name, layer.name) for layer in parted}
 
 
 def _parts(name: str, variables: Sequence[Variable], base: Values, space: SearchSpace) -> Iterator[Part]:

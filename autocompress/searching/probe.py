@@ -195,7 +195,7 @@ def probe_precisions(shop: Workshop, space: SearchSpace, say: Callable[[str], No
     if bits < 8 and offered & {*BYTES}:
         say(f"weights in 8-bit kernels hold {bits} bits here: this processor cuts off products of 8 by 8 bits")
     for precision in (p for p in PRECISIONS if p in offered):
-        plan = _only_linear(space, precision)
+        plan = only_in(space, precision)
         try:
             latency = shop.bench.measure(shop.root / build(plan, shop, keep_weights=False).path)
         except AutocompressError as fault:
@@ -210,7 +210,8 @@ def probe_precisions(shop: Workshop, space: SearchSpace, say: Callable[[str], No
     return tuple(facts)
 
 
-def _only_linear(space: SearchSpace, precision: Precision) -> Plan:
+def only_in(space: SearchSpace, precision: Precision) -> Plan:
+    """The precision on every layer that has it, and nothing else."""
     plan = space.decode(space.uniform(precision=precision))
     layers = {name: lp for name, lp in plan.layers.items() if lp.precision == precision}
     return Plan(layers=layers)

@@ -17,7 +17,8 @@ from autocompress.hardware import HardwareProfile, Timing
 from autocompress.layers import LayerTable
 from autocompress.measure.dense import DenseSetting
 from autocompress.measure.latency import Contestant, Setting
-from autocompress.measure.rounds import Rounds, Turn
+from autocompress.measure.rounds import Rounds
+from autocompress.measure.unmeasured import latency_of, one_round
 from autocompress.plan import Plan, plan_from_json
 from autocompress.records import Latency, Tier, write_json
 from autocompress.tables.table import LatencyTable
@@ -132,8 +133,7 @@ class RecordedBench:
 
     def race(self, contestants: Sequence[Contestant], timing: Timing, enough_queries: int = 0) -> Rounds:
         """One round of recorded seconds, in the form of a measured one; nothing is timed."""
-        found = {contestant.name: self.load(contestant) for contestant in contestants}
-        return Rounds({name: [Turn(seconds, (seconds,))] for name, seconds in found.items()})
+        return one_round(contestants, self.load)
 
     def table_ratio(self, path: Path, inputs: Path) -> float:
         """Refused: what is not in the table cannot be timed here.
@@ -163,24 +163,14 @@ class RecordedBench:
         ratio, best = seconds / dense, seconds / dense / fastest
         doubt = self.recorded.table.mape
         doubt = 0.0 if seconds == dense else doubt if math.isfinite(doubt) else 1.0
-        return Latency(
-            latency_s=seconds,
-            iqr_s=0.0,
-            p90_s=seconds,
-            ratio=ratio,
-            ratio_low=ratio * max(0.0, 1 - doubt),
-            ratio_high=ratio * (1 + doubt),
-            ratio_best_dense=best,
-            ratio_best_dense_low=best * max(0.0, 1 - doubt),
-            ratio_best_dense_high=best * (1 + doubt),
-            source="recorded",
-            tier=tier,
-            runtime=self.profile.runtime,
-            threads=self.profile.threads,
-            blocks=0,
-            rejected_blocks=0,
-            queries=0,
-            warnings=(f"from a table recorded on {self._device()}, not measured; {self.recorded.table.words()}",),
+        return latency_of(
+            self.profile,
+            "recorded",
+            tier,
+            seconds,
+            (ratio, best),
+            doubt=doubt,
+            warning=f"from a table recorded on {self._device()}, not measured; {self.recorded.table.words()}",
         )
 
     def _device(self) -> str:

@@ -30,6 +30,7 @@ from tests.tiny import (
     build_any,
     llama,
     mlp,
+    quantized,
     run,
     table_of,
     task_of,
@@ -290,6 +291,37 @@ def test_a_shared_head_stays_shared(tie: bool) -> None:
     assert (small.lm_head.weight is small.model.embed_tokens.weight) is tie
     assert tuple(small.lm_head.weight.shape) == (60, 30) == (small.lm_head.out_features, small.lm_head.in_features)
     assert small.model.embed_tokens.embedding_dim == 30
+
+
+@pytest.mark.parametrize("name", ["lm_head", "model.embed_tokens"])
+def test_bits_part_a_shared_head_and_cut_both_alike(name: str) -> None:
+    task = task_of(llama(tie_word_embeddings=True))
+    table = table_of(task)
+    groups = {"model/hidden": Prune(32)}
+    tied = shape(task.model, Plan(groups), table, Chooser(task))
+    small = shape(task.model, Plan(groups, quantized("int8-weights" if "embed" in name else "int8", name).layers),
+                  table, Chooser(task))  # fmt: skip
+    assert small.lm_head.weight is not small.model.embed_tokens.weight
+    for made in (small.lm_head, small.model.embed_tokens):
+        assert torch.equal(made.weight, tied.lm_head.weight)
+
+
+def test_a_rank_of_a_shared_head_leaves_the_embedding() -> None:
+    task = task_of(llama(tie_word_embeddings=True))
+    table = table_of(task)
+    plan = Plan(layers={"lm_head": LayerPlan(factorize=Factorize(48))})
+    small = shape(task.model, plan, table, Chooser(task))
+    assert torch.equal(small.model.embed_tokens.weight, task.model.model.embed_tokens.weight)
+    inputs = task.test.batch(range(4))[0]
+    torch.testing.assert_close(run(small, inputs), run(task.model, inputs), rtol=1e-4, atol=1e-4)  # 48 is full rank
+
+
+def test_weights_that_were_stored_tied_fill_both_where_bits_part_them() -> None:
+    task = task_of(llama(tie_word_embeddings=True))
+    weights = {name: value + 1 for name, value in task.model.state_dict().items() if name != "lm_head.weight"}
+    small = restore(task.model, quantized("int8", "lm_head"), table_of(task), weights)
+    assert torch.equal(small.lm_head.weight, weights["model.embed_tokens.weight"])
+    assert torch.equal(small.model.embed_tokens.weight, weights["model.embed_tokens.weight"])
 
 
 def random_plan(table: LayerTable, draw: random.Random) -> Plan:

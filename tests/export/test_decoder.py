@@ -25,7 +25,7 @@ from autocompress.export.export import TOLERANCE, codes_for, float_graph
 from autocompress.export.integers import insert_codes
 from autocompress.export.products import exact
 from autocompress.measure.decoding import KEPT, TOKENS, Ports, Prefill, Stream, generate, past_names
-from autocompress.plan import Plan, Prune, legal_precisions
+from autocompress.plan import LayerPlan, Plan, Prune, Quantize, legal_precisions
 from autocompress.runtimes import Session, installed_runtimes, open_session
 from autocompress.tasks.causal_lm import PERPLEXITY, next_token_loss
 from autocompress.tasks.task import Examples, Task
@@ -210,7 +210,8 @@ def rounded(family: str, precision: str) -> tuple[nn.Module, dict[str, Codes]]:
     names = [name for name, precisions in legal.items() if precision in precisions]
     if precision == "int4-weights":  # rows of an embedding come in whole groups of 32
         names = [name for name in names if "embed" not in name]
-    made = quantize(task.model, exact(quantized(precision, *names), "onnxruntime"), table_of(task), task.calibration())
+    plan = exact(quantized(precision, *names), "onnxruntime")
+    made = quantize(shape(task.model, plan, table_of(task), Chooser(task)), plan, table_of(task), task.calibration())
     return made.model, made.codes
 
 
@@ -229,6 +230,28 @@ def test_integers_continue_as_their_simulation_does(
     found = decoder_agreement(twin, session, task)
     assert found.worst <= min(0.02, TOLERANCE[precision])
     assert found.equal >= found.tokens - 1 == 4 * 8 - 1
+    prompt = ids_of(2, PROMPT)
+    np.testing.assert_array_equal(generate(session, prompt.numpy(), NEW), continuation(twin, prompt))
+
+
+@pytest.mark.parametrize("rows", ["fp32", "fp16", "int8-weights"])
+@pytest.mark.parametrize("head", ["fp32", "fp16", "int8", "int8-dynamic", "int4-weights"])
+def test_a_head_in_fewer_bits_leaves_its_embedding_its_own(opened: Callable[..., Opened], head: str, rows: str) -> None:
+    """Bits of one of the two that share a weight are none of the other's; without any they share it in the file."""
+    task = task_on_text(plain("gpt2"))
+    names = {"lm_head": head, "transformer.wte": rows}
+    layers = {name: LayerPlan(quantize=Quantize(bits)) for name, bits in names.items() if bits != "fp32"}
+    plan, table = Plan(layers=layers), table_of(task)
+    made = quantize(shape(task.model, plan, table, Chooser(task)), plan, table, task.calibration())
+    assert set(made.codes) == set(layers)
+    graph = insert_codes(decoder_graph(made.model, task), made.codes)
+    twin, session = simulate(made.model, made.codes), opened(graph)
+    exact = not {"int8", "int8-dynamic", "int4-weights"} & {head}
+    assert decoder_agreement(twin, session, task).worst <= (1e-5 if exact else 0.02)
+    embedding = torch.equal(twin.transformer.wte.weight, task.model.transformer.wte.weight)
+    assert (embedding, torch.equal(twin.lm_head.weight, task.model.lm_head.weight)) == (rows == "fp32", head == "fp32")
+    if not layers:
+        assert graph == decoder_graph(linearized(copy.deepcopy(task.model)), task)
     prompt = ids_of(2, PROMPT)
     np.testing.assert_array_equal(generate(session, prompt.numpy(), NEW), continuation(twin, prompt))
 

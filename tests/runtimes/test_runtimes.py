@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
+from onnx import helper, numpy_helper
 
 from autocompress import runtimes
 from autocompress.errors import MeasureError
@@ -148,3 +150,29 @@ def test_asking_what_is_installed_imports_nothing() -> None:
     code = "import sys, autocompress.runtimes as r; r.installed_runtimes(); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"onnxruntime", "openvino", "torch"} & set(done.stdout.split())
+
+
+def test_a_sum_before_a_norm_is_not_fused_on_a_processor(tmp_path: Path) -> None:
+    """Oracles: ONNX Runtime's own choice of kernels, and the outputs of its fused graph."""
+    path, width = tmp_path / "sum.onnx", [1, 4, 8]
+    values = {"bias": np.arange(8), "scale": np.ones(8), "shift": np.zeros(8)}
+    nodes = [
+        helper.make_node("Add", ["x", "bias"], ["moved"]),
+        helper.make_node("Add", ["moved", "x"], ["sum"]),
+        helper.make_node("LayerNormalization", ["sum", "scale", "shift"], ["y"], axis=-1),
+    ]
+    ports = [[helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, width)] for name in "xy"]
+    constants = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in values.items()]
+    graph = helper.make_graph(nodes, "sum", *ports, constants)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    inputs = {"x": np.random.default_rng(0).normal(size=width).astype(np.float32)}
+    ran = [kernel.operator for kernel in runtimes.kernels(path, "onnxruntime", 1, inputs)]
+    assert "LayerNormalization" in ran
+    assert "SkipLayerNormalization" not in ran
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "fused.onnx")
+    options.log_severity_level = 3
+    fused = onnxruntime.InferenceSession(path, options)
+    assert "SkipLayerNormalization" in {node.op_type for node in onnx.load(tmp_path / "fused.onnx").graph.node}
+    found = open_session(path, "onnxruntime", 1).run(inputs)[0]
+    np.testing.assert_allclose(found, fused.run(None, inputs)[0], rtol=1e-5, atol=1e-6)

@@ -11,6 +11,7 @@ import pytest
 
 from autocompress.errors import ExportError
 from autocompress.hardware import HardwareProfile, load_profile
+from autocompress.layers import Layer, LayerTable
 from autocompress.plan import Gradual, LayerPlan, Plan, Quantize
 from autocompress.searching import costs
 from autocompress.searching.costs import measure_costs, recorded_seconds, weight_bytes
@@ -144,3 +145,17 @@ def test_bytes_are_those_of_the_bits(table, plan, saved):
     dense = weight_bytes(Plan(), table)
     assert dense == 4 * sum(layer.params for layer in table.layers)
     assert dense - weight_bytes(plan, table) == saved
+
+
+def test_a_shared_weight_counts_once_until_either_side_takes_bits():
+    rows, features = 100, 32
+    shape, whole = (rows, features), 4 * rows * features
+    embed = Layer("embed", "embedding", shape, rows * features, 0)
+    head = Layer("head", "linear", shape, rows * features, rows * features, shares="embed")
+    table = LayerTable((embed, head), (), rows * features)
+    eighth = rows * features + 4 * rows  # a byte each, and a scale per row
+    assert weight_bytes(Plan(), table) == whole
+    assert weight_bytes(taking("int8", "head"), table) == whole + eighth
+    assert weight_bytes(taking("int8-weights", "embed"), table) == whole + eighth
+    both = Plan(layers={**taking("int8", "head").layers, **taking("int8-weights", "embed").layers})
+    assert weight_bytes(both, table) == 2 * eighth

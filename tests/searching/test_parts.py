@@ -140,3 +140,13 @@ def test_touched_layers(make_space):
 
 def test_later_choices_win():
     assert merged({"a": 1, "b": 2}, {"b": 3}, {}) == {"a": 1, "b": 3}
+
+
+def test_a_head_decides_with_the_embedding_whose_weight_it_shares(make_space):
+    space = make_space({"layers": [{"match": "[ec]*", "precision": ["fp32", "int8", "int8-weights"]}]})
+    layers = [replace(la, shares="embed") if la.name == "classifier" else la for la in space.table.layers]
+    together = parts_of(replace(space, table=replace(space.table, layers=tuple(layers))))
+    assert [(part.name, len(part.options)) for part in parts_of(space).parts] == [
+        ("embed", 2), ("conv", 2), ("classifier", 2),
+    ]  # fmt: skip
+    assert [(part.name, len(part.options)) for part in together.parts] == [("classifier", 4), ("conv", 2)]
