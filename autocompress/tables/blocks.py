@@ -23,6 +23,7 @@ from autocompress.compressing.quantize import quantize
 from autocompress.compressing.shape import shape
 from autocompress.export.export import codes_for, float_graph
 from autocompress.export.integers import insert_codes
+from autocompress.export.products import exact
 from autocompress.export.tracing import Axes, traceable, traced_graph
 from autocompress.layers import LayerTable
 from autocompress.plan import LayerPlan, Plan, Prune, Quantize
@@ -64,7 +65,7 @@ def _plain(settings: Quantize | None) -> Quantize | None:
 
 def build_for_timing(plan: Plan, task: Task, table: LayerTable, runtime: str) -> Built:
     """The model that a plan makes, as far as its latency goes: the first structures stay and nothing is repaired."""
-    wanted = timed_alike(plan)
+    wanted = exact(timed_alike(plan), runtime)
     model = shape(task.source, wanted, table, FirstOnes(task.source))
     made = quantize(model, wanted, table, task.calibration(SAMPLES))
     return Built(traceable(made.model), codes_for(made.codes, runtime))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from autocompress.compressing.codes import Codes, Steps
 from autocompress.compressing.quantize import code_layer
+from autocompress.export.products import NARROW
 from autocompress.plan import Quantize
 
 #: Where the unit stands in the module that is traced.
@@ -75,4 +76,5 @@ class Between(nn.Module):
 
 def _coded(layer: nn.Module, taken: Steps, given: Steps | None) -> Codes:
     weight, bias = (values.detach() for values in layer.parameters())
-    return code_layer(weight, bias, Quantize("int8"), (taken, given))
+    # in as few bits as every processor multiplies exactly: they take no less time
+    return code_layer(weight, bias, Quantize("int8", weight_bits=NARROW), (taken, given))

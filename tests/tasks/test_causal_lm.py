@@ -27,7 +27,7 @@ from autocompress.tasks.causal_lm import (
     token_losses,
 )
 from autocompress.tasks.task import ACCURACY, Task
-from autocompress.workshop import Workshop
+from autocompress.workshop import Workshop, write_workload
 from tests.tiny import bank_of, profile_of, run, stirred
 
 CHARACTERS = "abcdefgh .\n"
@@ -153,6 +153,7 @@ def shop_of(task: Task, root: Path) -> Workshop:
 
 def exported_score(task: Task, root: Path) -> Score:
     artifact = export_model(task.model, {}, task, root / "dense.onnx", root, "dense", "onnxruntime")
+    write_workload(root / "inputs.npz", task, profile_of().workload)
     return score_artifact(artifact, shop_of(task, root), task.validation)
 
 
