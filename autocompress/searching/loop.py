@@ -15,6 +15,7 @@ from autocompress.budgets import Budgets, Drop
 from autocompress.errors import AutocompressError, StorageError
 from autocompress.export.folder import INTEGERS
 from autocompress.front import Front, fits
+from autocompress.objectives import USUAL, Objectives
 from autocompress.pipeline import measure_again, score_artifact
 from autocompress.plan import Plan, Precision
 from autocompress.records import Origin, Part, Trial, append_line
@@ -71,6 +72,7 @@ class Loop:
         sampler, seed, max_trials: as given by the user.
         probe, references: set before `run`; see `references` below.
         runner: evaluates; one after another in this process by default.
+        objectives: by which candidates are compared.
         saved: called when the trials changed, to write the front to disk.
         search_s, worked_s: wall-clock of `run`, and the part of it spent in, or waiting for, the stages of candidates.
     """
@@ -89,6 +91,7 @@ class Loop:
     probe: Probe | None = None
     references: Sequence[tuple[Origin, Plan]] = ()
     runner: Runner | None = None
+    objectives: Objectives = USUAL
     started: float = field(default_factory=time.perf_counter)
     search_s: float = 0.0
     worked_s: float = 0.0
@@ -98,7 +101,7 @@ class Loop:
     def front(self) -> Front:
         """The front so far, by the select part of validation."""
         metric = self.shop.task.metric
-        return Front(tuple(self.trials), metric.maximize, metric.points)
+        return Front(tuple(self.trials), metric.maximize, metric.points, objectives=self.objectives)
 
     @property
     def elapsed_s(self) -> float:
@@ -142,12 +145,14 @@ class Loop:
             self.seed,
             [trial for trial in self.trials if trial.rung == 0],
             self._runner.workers,
+            self.objectives,
         )
         if staged:
             begun, clock = time.perf_counter(), Clock(lambda: self.elapsed_s, self.elapsed_s, self.budget_s)
             found = make_staged(
                 self.shop, self.space, self.probe, self.budgets, self.trials, controller, clock,
                 seed=self.seed, teller=Teller(self.watcher.say, self.announce, self.detail),
+                objectives=self.objectives,
             )  # fmt: skip
             self.worked_s += time.perf_counter() - begun
             return found
@@ -263,10 +268,13 @@ class Loop:
         done = [t for t in self.trials if t.measured]
         if not done:
             return 0.0
-        measure, score = self._mean_seconds("measure"), self._mean_seconds("score")
-        share = len(self.shop.task.test) / len(self.shop.task.validation)
-        finals = (len(self.front.points) + 2) * (2 * measure + share * score + 1.0)
+        finals = (len(self.front.points) + 2) * self._grading_seconds()
         return min(finals, FINAL_SHARE * self.budget_s)
+
+    def _grading_seconds(self) -> float:
+        """Seconds that one finalist will take."""
+        share = len(self.shop.task.test) / len(self.shop.task.validation)
+        return 2 * self._mean_seconds("measure") + share * self._mean_seconds("score") + 1.0
 
     def _mean_seconds(self, stage: str) -> float:
         """Mean seconds that a stage took in the candidates so far; 0 for none."""
@@ -280,7 +288,9 @@ class Loop:
         """
         graded: set[str] = set()
         while True:
-            waiting = [t for t in (*self.front.references, *self.front.points) if t.fingerprint not in graded]
+            allowed = FINAL_SHARE * self.budget_s / self._grading_seconds()
+            points = self.front.affordable(allowed)
+            waiting = [t for t in (*self.front.references, *points) if t.fingerprint not in graded]
             if not waiting:
                 return
             trial = waiting[0]

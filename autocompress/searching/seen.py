@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from autocompress.pareto import hypervolume, reference_point
+from autocompress.objectives import USUAL, Objectives
+from autocompress.pareto import hypervolume, nondominated
 from autocompress.plan import Plan
 from autocompress.records import Trial
 from autocompress.searching.controller import Proposal
@@ -64,10 +65,17 @@ class Judge:
     Attributes:
         maximize: whether more quality is better.
         fits: whether a trial is fast and small enough to be worth recovering.
+        objectives: by which trials are compared.
     """
 
     maximize: bool
     fits: Callable[[Trial], bool]
+    objectives: Objectives = USUAL
+
+    @property
+    def directions(self) -> tuple[bool, ...]:
+        """Whether more is better, of each objective."""
+        return self.objectives.directions(self.maximize)
 
 
 class Seen:
@@ -84,13 +92,13 @@ class Seen:
         self.trials: dict[str, Trial] = {}
         self.under_way: dict[str, Proposal] = {}
         self.left_s = math.inf
-        self._dense: float | None = None
+        self._dense: Trial | None = None
 
     def keep(self, trial: Trial) -> None:
         """Take in a trial, new or known."""
         self.trials[trial.fingerprint] = trial
         if self._dense is None and trial.quality is not None and trial.plan == Plan():
-            self._dense = trial.quality
+            self._dense = trial
 
     def settled(self) -> Iterator[None]:
         """Nothing to propose until all that is under way is told."""
@@ -113,27 +121,25 @@ class Seen:
     def front(self) -> list[Trial]:
         """Non-dominated candidates without recovery, fast to slow."""
         trials = [trial for trial in self.trials.values() if trial.rung == 0 and trial.measured]
-        left: list[Trial] = []
-        for trial in sorted(trials, key=lambda t: (ratio_of(t), self.drop(t))):
-            if not left or self.drop(trial) < self.drop(left[-1]):
-                left.append(trial)
-        return left
+        mask = nondominated([self.judge.objectives.values(trial) for trial in trials], self.judge.directions)
+        return sorted((trial for trial, keep in zip(trials, mask, strict=True) if keep), key=ratio_of)
+
+    def point(self, trial: Trial) -> tuple[float, ...]:
+        """Coordinates of a trial, in which volumes are told."""
+        return self.judge.objectives.point(trial, self._dense)
 
     def volume(self) -> float:
-        """Hypervolume of the candidates without recovery, in (ln latency ratio, drop)."""
-        points = [(math.log(ratio_of(trial)), self.drop(trial)) for trial in self.front()]
-        return hypervolume(points, self.reference(), [False, False])
+        """Hypervolume of the candidates without recovery."""
+        return hypervolume([self.point(trial) for trial in self.front()], self.reference(), self.judge.directions)
 
-    def reference(self) -> tuple[float, float]:
+    def reference(self) -> tuple[float, ...]:
         """The corner of that hypervolume."""
-        dense = self.dense_quality()
-        latency, quality = reference_point(dense, self.judge.maximize)
-        return latency, abs(quality - dense)
+        return self.judge.objectives.reference(self.dense_quality(), self.judge.maximize)
 
     def dense_quality(self) -> float:
         """Of the dense model; before it is known, the best there is."""
-        if self._dense is not None:
-            return self._dense
+        if self._dense is not None and self._dense.quality is not None:
+            return self._dense.quality
         return max((trial.quality or 0.0 for trial in self.trials.values()), default=0.0)
 
     def drop(self, trial: Trial) -> float:
