@@ -14,7 +14,6 @@ from autocompress.pareto import (
     domination_ranks,
     hypervolume,
     log_ratio,
-    most_telling,
     nondominated,
     reference_point,
 )
