@@ -93,9 +93,14 @@ class Seen:
         self.under_way: dict[str, Proposal] = {}
         self.left_s = math.inf
         self._dense: Trial | None = None
+        self._front: list[Trial] | None = []
 
     def keep(self, trial: Trial) -> None:
         """Take in a trial, new or known."""
+        if trial.fingerprint in self.trials:
+            self._front = None  # another version of it may be part of it
+        elif self._front is not None and trial.rung == 0 and trial.measured:
+            self._front = self._nondominated([*self._front, trial])
         self.trials[trial.fingerprint] = trial
         if self._dense is None and trial.quality is not None and trial.plan == Plan():
             self._dense = trial
@@ -120,7 +125,11 @@ class Seen:
 
     def front(self) -> list[Trial]:
         """Non-dominated candidates without recovery, fast to slow."""
-        trials = [trial for trial in self.trials.values() if trial.rung == 0 and trial.measured]
+        if self._front is None:
+            self._front = self._nondominated([t for t in self.trials.values() if t.rung == 0 and t.measured])
+        return self._front
+
+    def _nondominated(self, trials: list[Trial]) -> list[Trial]:
         mask = nondominated([self.judge.objectives.values(trial) for trial in trials], self.judge.directions)
         return sorted((trial for trial, keep in zip(trials, mask, strict=True) if keep), key=ratio_of)
 
