@@ -258,7 +258,7 @@ def _markers(kind: str, points: Sequence[FrontPoint], percent: bool, sized: bool
     name, symbol, colour, size = KINDS[kind]
     symbols = [f"{symbol}-open" if p.tied else symbol for p in points]
     sizes = [p.diameter for p in points] if sized else size
-    marker = {"symbol": symbols, "color": colour, "size": sizes, "opacity": 1}
+    marker: dict[str, Any] = {"symbol": symbols, "color": colour, "size": sizes, "opacity": 1}
     marker["line"] = {"width": [1.5 if "open" in one else 0 for one in symbols]}
     return go.Scatter(name=name, mode="markers", marker=marker, **_coordinates(points, percent, colour))
 

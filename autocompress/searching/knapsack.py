@@ -32,8 +32,9 @@ LOSS_DOUBT, LOSS_NOISE = 0.6, 0.15
 #: Whole candidates from which the bend between sums of losses and what they come to is fitted, and its bounds.
 BEND_FROM, BENDS = 4, (0.5, 2.5)
 
-#: Limits on each further objective that the front is solved under.
-LEVELS = 5
+#: Limits on each further objective that the front is solved under too, each at one in so many of the budgets: a program
+#: with two tight limits takes many times as long as one with a single one.
+LEVELS = 4
 
 #: Savings that are believed to be what the layers' bytes say, against measured ones; bounds of what is saved for each.
 SLOPE_DOUBT, SLOPES = 0.3, (0.2, 5.0)
@@ -122,7 +123,7 @@ class Knapsack:
     def expected(self, values: Values) -> Expected:
         """What is expected of any candidate."""
         plan = self.space.decode(values)
-        others = {name: self.amount(name, plan) for name in self.along}
+        others: dict[str, float] = {name: self.amount(name, plan) for name in self.along}
         return Expected(values, plan, self.work.seconds(plan), self.loss(values, plan), others)
 
     def amount(self, name: str, plan: Plan) -> float:
@@ -160,7 +161,8 @@ class Knapsack:
             errors, costs, kept = self._program(number, kl or self.kl)
             solved: dict[tuple[int, ...], None] = {}
             for limits in (self.limits, *self._levels(errors, costs)):
-                for solution in front(errors, costs, "latency", points, limits):
+                budgets = points if limits is self.limits else max(2, points // LEVELS)
+                for solution in front(errors, costs, "latency", budgets, limits):
                     assert solution.options is not None
                     solved[solution.options] = None
             found += [self._chosen(number, kept, options) for options in solved]

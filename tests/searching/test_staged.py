@@ -244,6 +244,12 @@ def test_recipes_and_zeros_are_not_refined_and_teach_no_seconds(world, journal):
 
 BY_SIZE = Objectives(("latency", "quality", "size"))
 
+#: An embedding of fewer bits saves bytes and no seconds, and loses something.
+LOOKED_UP = {
+    **STRUCTURE,
+    "layers": [*STRUCTURE["layers"], {"match": "embed", "precision": ["fp32", "int8-weights"]}],
+}
+
 
 def spots(made, plans):
     """Ratio, quality and bytes of plans, ``(n, 3)``, and which way is better."""
@@ -258,20 +264,21 @@ def volume_by_size(made, plans):
 
 
 def test_by_size_the_true_front_of_three_objectives_is_nearly_reached(world, journal, tmp_path):
-    """Oracle: the volume of all 168 plans in three objectives; and a search of as many plans that looks at two."""
-    made, other = world(STRUCTURE), world(STRUCTURE)
+    """Oracle: the volume of all 336 plans in three objectives; and a search of as many plans that looks at two."""
+    made, other = world(LOOKED_UP), world(LOOKED_UP)
+    assert len(made.every) == 2 * 168
     found = plans(made.follow(made.staged(journal, objectives=BY_SIZE), most=40))
     usual = plans(other.follow(other.staged(tmp_path / "usual.journal"), most=40))
     true = volume_by_size(made, made.every)
     assert volume_by_size(made, found) >= 0.98 * true
-    assert volume_by_size(made, found) >= volume_by_size(made, usual)
+    assert true - volume_by_size(made, found) < 0.5 * (true - volume_by_size(made, usual))
 
 
 def test_the_front_and_its_volume_are_those_of_three_objectives(world, journal):
     """Oracle: domination and volume from the planted figures, by hand."""
-    made = world(STRUCTURE)
+    made = world(LOOKED_UP)
     staged = made.staged(journal, objectives=BY_SIZE)
-    made.follow(staged, most=30)
+    made.follow(staged, most=20)
     every = plans(made.trials)
     mask = nondominated(*spots(made, every))
     assert set(plans(staged._seen.front())) == {plan for plan, keep in zip(every, mask, strict=True) if keep}
