@@ -93,7 +93,7 @@ class Seen:
         self.under_way: dict[str, Proposal] = {}
         self.left_s = math.inf
         self._dense: Trial | None = None
-        self._front: list[Trial] | None = []
+        self._front: list[Trial] | None = None  # known from when it is first asked for
 
     def keep(self, trial: Trial) -> None:
         """Take in a trial, new or known."""
