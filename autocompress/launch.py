@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from autocompress.folder import claimed, settle
 from autocompress.front import Front, front_entries
 from autocompress.hardware import HardwareProfile, cores, load_profile
 from autocompress.layers import LayerTable
+from autocompress.objectives import Objectives, read_objectives
 from autocompress.pipeline import build
 from autocompress.plan import Plan
 from autocompress.records import read_trials, write_json
@@ -55,6 +56,8 @@ def search(
     min_speedup: str | float | None = None,
     max_drop: str | None = None,
     max_size: str | int | None = None,
+    max_memory: str | int | None = None,
+    objectives: str | Sequence[str] | None = None,
     strategy: Strategy | None = None,
     sampler: Sampler = "auto",
     seed: int = 0,
@@ -80,6 +83,9 @@ def search(
         min_speedup: such as "2x", against the fastest dense fp32 setting.
         max_drop: such as "1pt" (absolute) or "1%" (relative).
         max_size: of the file, such as "5MB", or bytes.
+        max_memory: of a process that loads the file and runs one query, such as "200MB", or bytes.
+        objectives: by which candidates are compared, such as "latency,quality,size": latency and quality (the default),
+            and size (of the file) or memory (peak) or both beside them.
         strategy: "staged" (solve, refine, then recover), "joint" (one Optuna study over everything), or "solve" (bits
             alone); by default what the space says.
         sampler: "auto" (multivariate TPE), "tpe", "nsga2", "nsga3", "gp" or "random".
@@ -114,8 +120,8 @@ def search(
     limits = Limits(seconds, max_trials, patience)
     order = read_order(
         task, out=out, space=space, hardware=hardware, max_latency=max_latency, min_speedup=min_speedup,
-        max_drop=max_drop, max_size=max_size, strategy=strategy, sampler=sampler, seed=seed, warm_start=warm_start,
-        bank_limit=bank_limit, source=source,
+        max_drop=max_drop, max_size=max_size, max_memory=max_memory, objectives=objectives, strategy=strategy,
+        sampler=sampler, seed=seed, warm_start=warm_start, bank_limit=bank_limit, source=source,
         more={
             "budget": str(budget) if isinstance(budget, str) else f"{budget:g}s",
             "max_trials": max_trials, "patience": patience, "workers": workers, "ray": ray,
@@ -161,6 +167,7 @@ class Order:
         task, profile, table, space, budgets: what is searched, where, and for what.
         root: the run folder.
         asked, resolved: as `experiment.yaml` tells them.
+        objectives: by which candidates are compared.
         bank_limit: bytes.
         warm: the front of the earlier run that was named.
     """
@@ -174,7 +181,18 @@ class Order:
     asked: Mapping[str, Any]
     resolved: Mapping[str, Any]
     bank_limit: int | None
+    objectives: Objectives
     warm: tuple[Plan, ...] = ()
+
+    @property
+    def needs_memory(self) -> bool:
+        """Whether every candidate's peak memory has to be known."""
+        return "memory" in self.objectives.names or self.budgets.max_memory_bytes is not None
+
+    @property
+    def by_size(self) -> bool:
+        """Whether bytes are an objective, so that a precision may be worth having where it is slow."""
+        return bool(self.objectives.more)
 
 
 def read_order(
@@ -187,6 +205,8 @@ def read_order(
     min_speedup: str | float | None,
     max_drop: str | None,
     max_size: str | int | None,
+    max_memory: str | int | None,
+    objectives: str | Sequence[str] | None,
     strategy: Strategy | None,
     sampler: Sampler,
     seed: int,
@@ -199,10 +219,13 @@ def read_order(
     check_sampler(sampler, seed)
     limit = parse_bytes(bank_limit) if isinstance(bank_limit, str) else bank_limit
     _check_positive({"--bank-limit": limit})
-    budgets = make_budgets(max_latency, min_speedup, max_drop, task.metric.points, max_size)
+    budgets = make_budgets(max_latency, min_speedup, max_drop, task.metric.points, max_size, max_memory)
+    wanted = read_objectives(objectives)
+    _check_direction(task)
     if task.student is not None:
         raise ConfigError("search compresses the task's model; a student of its own is for autocompress.compress")
     profile = load_profile(hardware)
+    _check_memory(profile, wanted, budgets, max_memory)
     workload = task.workload_inputs(profile.workload.batch, query_tokens(profile.workload))
     table = survey(task.source, workload)
     rules = load_space(space or default_space(table), strategy)
@@ -217,6 +240,8 @@ def read_order(
         "min_speedup": min_speedup,
         "max_drop": max_drop,
         "max_size": max_size,
+        "max_memory": max_memory,
+        "objectives": objectives if objectives is None or isinstance(objectives, str) else list(objectives),
         "strategy": strategy,
         "sampler": sampler,
         "seed": seed,
@@ -225,16 +250,17 @@ def read_order(
         **more,
         "out": str(root),
     }
-    resolved = _resolved(task, rules, profile, table, budgets)
+    resolved = {**_resolved(task, rules, profile, table, budgets), "objectives": list(wanted.names)}
     warm = () if warm_start is None else read_warm_start(warm_start, root, table, asked, resolved)
-    return Order(task, root, profile, table, full_space, budgets, asked, resolved, limit, warm)
+    return Order(task, root, profile, table, full_space, budgets, asked, resolved, limit, wanted, warm)
 
 
 @contextlib.contextmanager
 def opened_shop(order: Order) -> Iterator[Workshop]:
     """The workshop of a run whose folder is settled, with the processes that measure for it."""
     dense_file = artifact_folder(order.root, Plan()) / model_file(order.profile.runtime)
-    with closing(open_bench(order.profile, order.root / "inputs.npz", dense_file, order.table)) as bench:
+    inputs, memory = order.root / "inputs.npz", order.needs_memory
+    with closing(open_bench(order.profile, inputs, dense_file, order.table, memory=memory)) as bench:
         yield open_workshop(order.root, order.task, order.table, order.profile, bench, bank_limit=order.bank_limit)
 
 
@@ -266,6 +292,7 @@ def open_loop(order: Order, shop: Workshop, runner: Runner, limits: Limits, watc
         seed=order.asked["seed"],
         max_trials=limits.max_trials,
         runner=runner,
+        objectives=order.objectives,
         stages=Stages(state.get("stages", ()), limits.patience),
     )
     loop.announce("probe")
@@ -273,7 +300,7 @@ def open_loop(order: Order, shop: Workshop, runner: Runner, limits: Limits, watc
     loop.probe = _probe(shop, order.space, watcher)
     check_reachable(loop.probe, order.budgets)
     loop.references = references(order.space, loop.probe)
-    dropped = dropped_precisions(loop.probe, order.space.rules)
+    dropped = dropped_precisions(loop.probe, order.space.rules, order.by_size)
     there = dropped_there(_shapes(order, shop, loop.probe, SHARE * limits.seconds, watcher, first), shop.table)
     loop.space = build_space(order.space.rules, shop.table, shop.profile, dropped, loop.probe.learning_rate, there)
     broken = frozenset(fact.precision for fact in loop.probe.precisions if fact.ratio is None)
@@ -286,10 +313,10 @@ def _shapes(
 ) -> tuple[ShapeFact, ...]:
     """What each precision does on each layer shape; taken with the probe or never, since a study's space must not move.
 
-    The integer program of `strategy: solve` times them itself.
+    The integer program of `strategy: solve` times them itself; where bytes are an objective, nothing would be dropped.
     """
     path = order.root / "kernels.json"
-    if first and order.space.rules.strategy != "solve":
+    if first and order.space.rules.strategy != "solve" and not order.by_size:
         return probe_shapes(shop, order.space, probe, path, limit_s, watcher.say)
     return read_shapes(path)
 
@@ -362,6 +389,39 @@ def _check_positive(numbers: Mapping[str, float | None]) -> None:
     for flag, number in numbers.items():
         if number is not None and number <= 0:
             raise ConfigError(f"{flag} must be above 0, but got {number:g}")
+
+
+def _check_direction(task: Task) -> None:
+    """Refuse a quality of which nobody knows whether more of it is better."""
+    metric = task.metric
+    if not isinstance(metric.maximize, bool):
+        raise ConfigError(
+            f"task {task.name!r}: its metric {metric.name!r} gives quality no direction: maximize is "
+            f"{metric.maximize!r}, but must be True (more is better) or False (less is better)"
+        )
+
+
+def _check_memory(
+    profile: HardwareProfile, objectives: Objectives, budgets: Budgets, max_memory: str | int | None
+) -> None:
+    """Refuse to look at memory where no candidate's is measured."""
+    asked = []
+    if "memory" in objectives.names:
+        asked.append(f"--objectives {','.join(objectives.names)}")
+    if budgets.max_memory_bytes is not None:
+        asked.append(f"--max-memory {max_memory}")
+    if not asked:
+        return
+    why = ""
+    if profile.latencies != "measured":
+        why = f"its latencies are {profile.latencies}, and no file is run on the device"
+    elif profile.device != "cpu":
+        why = f"what is measured is the processor's memory, not that of {profile.device}"
+    if why:
+        raise ConfigError(
+            f"{' and '.join(asked)}: peak memory is not known on hardware profile {profile.name!r} ({why}); "
+            "size stands for it there: --objectives latency,quality,size or --max-size"
+        )
 
 
 def _part_notes(task: Task) -> Iterator[str]:

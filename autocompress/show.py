@@ -120,17 +120,21 @@ def front_table(entries: Sequence[dict[str, Any]], metric: str, title: str) -> T
     table = Table(
         title=escape(title), title_justify="left", caption_justify="left", box=None, pad_edge=False, expand=False
     )
+    memory = any(entry["peak_memory_bytes"] is not None for entry in entries)
     parts = {entry["validation_part"] for entry in entries} - {"all"}
     of = f" ({parts.pop()} part: chosen by)" if parts else " (chosen by)"
     table.caption = (
         "ratio: candidate / the fastest dense fp32 found here, 95 % interval; drop: points of "
         f"{metric} lost against dense, on validation{of} and test (shown); grey: reference, dominated"
     )
+    if memory:
+        table.caption += "\nmemory: peak of a process that loads the file and answers one query"
     if any(entry["tied_with"] for entry in entries):
         table.caption += (
             f"\n{TIED}: tied; the same validation samples do not show it better than its faster neighbour (95 %)"
         )
-    for heading in ("fingerprint", "latency", "ratio", "speed-up", "drop val", "drop test", "size"):
+    headings = ("fingerprint", "latency", "ratio", "speed-up", "drop val", "drop test", "size")
+    for heading in (*headings, *(["memory"] if memory else [])):
         table.add_column(heading, justify="left" if heading == "fingerprint" else "right", no_wrap=True)
     table.add_column("what was done", ratio=1)
     for entry in entries:
@@ -142,6 +146,7 @@ def front_table(entries: Sequence[dict[str, Any]], metric: str, title: str) -> T
             (f"{TIED} " if entry["tied_with"] else "") + _points(entry["drop_points_validation"]),
             _points(entry["drop_points_test"]),
             f"{entry['size_bytes'] / 1e6:.2f} MB",
+            *([_megabytes(entry["peak_memory_bytes"])] if memory else []),
             escape(entry["what"]),
             style="" if entry["on_front"] else "dim",
         )
@@ -152,6 +157,10 @@ def wide_console() -> Console:
     """A console for tables: the terminal's width, or 140 columns where there is no terminal."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=140)
+
+
+def _megabytes(size: int | None) -> str:
+    return "–" if size is None else f"{size / 1e6:.0f} MB"
 
 
 def _points(value: float | None) -> str:

@@ -19,6 +19,7 @@ from autocompress.report.candidates import candidates_table, panel_data
 from autocompress.report.elsewhere import draw_elsewhere, elsewhere_info, elsewhere_table
 from autocompress.report.sensitivity import draw_sensitivity, sensitivity_info
 from autocompress.report.sensitivity import height as sensitivity_height
+from autocompress.report.taken import draw_taken, taken_info, taken_words
 from autocompress.report.view import RunView
 
 
@@ -78,6 +79,7 @@ def _figures(view: RunView, selected: int | None) -> dict[str, Any]:
     drawn = {}
     if figures.front_info(view).points:
         drawn["front"] = figures.draw_front(figures.front_info(view))
+    drawn |= {name: draw_taken(taken_info(view, name)) for name in view.objectives.more}
     if selected is not None and view.table.layers:
         drawn["layers"] = figures.draw_layers(figures.layers_info(view, selected))
     if view.elsewhere:
@@ -94,6 +96,7 @@ def _figures(view: RunView, selected: int | None) -> dict[str, Any]:
 def _body(view: RunView) -> Iterator[str]:
     yield _header(view)
     yield _front_section(view)
+    yield from (_section(*taken_words(taken_info(view, name))) for name in view.objectives.more)
     if view.elsewhere:
         yield _elsewhere_section(view)
     if view.trials and view.table.layers:
@@ -195,7 +198,8 @@ def _front_section(view: RunView) -> str:
     outside = f" {info.hidden} with far worse quality lie outside the first view." if info.hidden else ""
     under = (
         f"Further left is faster, {'higher' if view.maximize else 'lower'} is better. Horizontal bars are 95 % "
-        f"intervals{bars}; dotted lines are the dense model. Click a point to see what it is.{outside} "
+        f"intervals{bars}; dotted lines are the dense model. "
+        f"{words.sized(view)}Click a point to see what it is.{outside} "
         "Double-click to see every point, once more to return; drag to zoom."
     )
     ties = ""
@@ -244,10 +248,10 @@ def _front_words(view: RunView, count: int) -> str:
         return "The front is empty."
     models = f"{count} model{'s' if count != 1 else ''}"
     if view.part == "select" or not view.divided:
-        return f"Front: {models} that no other beats in both."
+        return f"Front: {models} that no other beats in {words.all_objectives(view)}."
     return (
-        f"Front: {models} that no other finalist beats in both. The search chose the finalists on the select part of "
-        "validation; shown is the confirm part, which it never looked at."
+        f"Front: {models} that no other finalist beats in {words.all_objectives(view)}. The search chose the "
+        "finalists on the select part of validation; shown is the confirm part, which it never looked at."
     )
 
 
@@ -268,7 +272,7 @@ def _progress_section(view: RunView) -> str:
     return _section(
         "Progress",
         '<div id="progress" class="figure"></div>',
-        "Hypervolume of (log latency ratio, quality) dominated so far; large dots advanced the front.",
+        f"Hypervolume of ({words.coordinates(view)}) dominated so far; large dots advanced the front.",
     )
 
 

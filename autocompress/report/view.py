@@ -10,6 +10,7 @@ from typing import Any
 
 from autocompress.elsewhere import Elsewhere
 from autocompress.layers import LayerTable
+from autocompress.objectives import USUAL, Objectives
 from autocompress.records import Part, Trial
 
 
@@ -41,6 +42,7 @@ class RunView:
         part: of validation, by which the trials are judged.
         divided: whether validation has two parts to tell apart; in old runs, and of few samples, it has not.
         ties: fingerprint of a point of the front to those whose quality it is not shown to exceed.
+        objectives: by which the trials are compared.
     """
 
     name: str
@@ -63,10 +65,16 @@ class RunView:
     part: Part = "select"
     divided: bool = False
     ties: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    objectives: Objectives = USUAL
 
     def quality_of(self, trial: Trial) -> float | None:
         """What a trial is judged by."""
         return trial.quality_on(self.part)
+
+    @property
+    def dense(self) -> Trial | None:
+        """The measured dense trial."""
+        return next((t for t in self.trials if t.origin == "dense" and t.measured), None)
 
     @cached_property
     def percent(self) -> bool:

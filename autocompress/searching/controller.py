@@ -1,7 +1,7 @@
 """The controller: Optuna by ask and tell over a journal file. The only place that knows Optuna.
 
-Objectives are the latency ratio (minimized) and the quality; budgets are constraints beside them. A plan that
-was already evaluated is answered from the trials and not evaluated again.
+What is optimized is the affair of `Objectives`; budgets are constraints beside them. A plan that was already
+evaluated is answered from the trials and not evaluated again.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from autocompress.errors import ConfigError, near
+from autocompress.objectives import USUAL, Objectives
 from autocompress.plan import Plan
 from autocompress.records import Origin, Trial, cut_torn_line, storage_errors
 from autocompress.space import SearchSpace, Values, Variable
@@ -34,6 +35,9 @@ POPULATION = 24
 
 #: Recoveries from which a tuner models instead of drawing, and importances are told.
 LEAST_TRIED = 4
+
+#: Name of the study in the journal; with more objectives than latency and quality, theirs follow.
+STUDY = "rung-0"
 
 #: Name under which the journal keeps the plan of a trial that was added.
 PLAN = "plan"
@@ -75,6 +79,7 @@ class Controller:
         seed: of the sampler; moved on by what the journal already holds.
         trials: finished evaluations, from `trials.jsonl`.
         workers: proposals that will be under way at once.
+        objectives: what is optimized.
     """
 
     def __init__(
@@ -87,8 +92,10 @@ class Controller:
         seed: int = 0,
         trials: Sequence[Trial] = (),
         workers: int = 1,
+        objectives: Objectives = USUAL,
     ) -> None:
         self.space = space
+        self._objectives = objectives
         self._journal = journal
         self._violations = violations
         self._asked: dict[int, optuna.trial.Trial] = {}
@@ -103,9 +110,9 @@ class Controller:
             optuna.logging.set_verbosity(logging.WARNING)
             storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=JournalFileOpenLock(str(journal))))
             self._study = optuna.create_study(
-                study_name="rung-0",
+                study_name="-".join([STUDY, *objectives.more]),
                 storage=storage,
-                directions=["minimize", "maximize" if maximize else "minimize"],
+                directions=["maximize" if more else "minimize" for more in objectives.directions(maximize)],
                 load_if_exists=True,
             )
         self._study.sampler = make_sampler(sampler, seed + self.proposals, workers)
@@ -131,14 +138,14 @@ class Controller:
     def _settle_one(self, values: Values, origin: Origin, trial: Trial | None) -> None:
         if trial is None:
             self.enqueue(values, origin, again=True)
-        elif trial.measured:
+        elif self._learnable(trial):
             self._study.add_trial(self._finished(values, trial))
 
     def _finished(self, values: Values, trial: Trial, notes: Mapping[str, str] | None = None) -> FrozenTrial:
         return optuna.trial.create_trial(
             params=dict(values),
             distributions=self._distributions,
-            values=_objectives(trial),
+            values=self._objectives.values(trial),
             user_attrs=dict(notes or {}),
             constraints=dict(self._violations(trial)),
         )
@@ -168,7 +175,8 @@ class Controller:
         A genetic sampler makes no parent of it; see `enqueue`. What the space could not propose is remembered only.
         """
         own = {name: values[name] for name in self._distributions}
-        if trial.measured and trial.fingerprint not in self._known and self.space.decode(own) == trial.plan:
+        new = trial.fingerprint not in self._known
+        if new and self._learnable(trial) and self.space.decode(own) == trial.plan:
             with storage_errors(self._journal):
                 self._study.add_trial(self._finished(own, trial, {PLAN: trial.fingerprint}))
             self._values[trial.fingerprint] = own
@@ -212,12 +220,16 @@ class Controller:
     def _tell(self, number: int, trial: Trial) -> None:
         asked = self._asked.pop(number)
         with storage_errors(self._journal):
-            if not trial.measured:
+            if not self._learnable(trial):
                 self._study.tell(number, state=TrialState.FAIL)
                 return
             for name, value in self._violations(trial).items():
                 asked.set_constraint(name, value)
-            self._study.tell(number, _objectives(trial))
+            self._study.tell(number, self._objectives.values(trial))
+
+    def _learnable(self, trial: Trial) -> bool:
+        """Whether all objectives of a trial are known."""
+        return trial.measured and all(map(math.isfinite, self._objectives.values(trial)))
 
     def _remember(self, trial: Trial) -> None:
         """Keep a trial; a repetition takes no seconds."""
@@ -230,12 +242,6 @@ def typical_seconds(trials: Iterable[Trial]) -> float:
     """Mean seconds of the measured ones; 0 for none."""
     spent = [sum(trial.seconds.values()) for trial in trials if trial.measured]
     return sum(spent) / len(spent) if spent else 0.0
-
-
-def _objectives(trial: Trial) -> list[float]:
-    assert trial.latency is not None
-    assert trial.quality is not None
-    return [trial.latency.ratio, trial.quality]
 
 
 def check_sampler(name: str, seed: int) -> None:

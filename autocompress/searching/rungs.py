@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from autocompress.pareto import best_first, hypervolume
+from autocompress.pareto import best_first, hypervolume, nondominated
 from autocompress.plan import Plan
 from autocompress.records import Trial
 from autocompress.tables.table import rank_correlation
@@ -52,7 +52,7 @@ class Audit:
 
 
 def promoted(
-    points: Sequence[tuple[float, float]], reference: Sequence[float], maximize: Sequence[bool], count: int
+    points: Sequence[tuple[float, ...]], reference: Sequence[float], maximize: Sequence[bool], count: int
 ) -> list[int]:
     """Numbers of the best `count` points: by non-domination rank, then by the hypervolume that they alone add."""
     return best_first(list(points), reference, maximize)[:count] if points else []
@@ -129,19 +129,21 @@ class Recovered:
 
 
 def most_gained(
-    candidates: Mapping[str, tuple[float, float]],
-    known: Sequence[tuple[float, float]],
+    candidates: Mapping[str, tuple[float, ...]],
+    known: Sequence[tuple[float, ...]],
     reference: Sequence[float],
+    maximize: Sequence[bool],
 ) -> str | None:
     """The candidate that would add most hypervolume; None where none would add any.
 
     Args:
-        candidates: expected ``(ln latency ratio, drop)`` by name.
-        known: the same of what was measured.
+        candidates: expected points by name.
+        known: the points of what was measured.
         reference: the corner.
+        maximize: whether more is better, of each coordinate.
     """
-    least = [False, False]
-    whole = hypervolume(list(known), reference, least)
-    gains = {name: hypervolume([*known, point], reference, least) - whole for name, point in candidates.items()}
+    front = [point for point, keep in zip(known, nondominated(known, maximize), strict=True) if keep]
+    whole = hypervolume(front, reference, maximize)
+    gains = {name: hypervolume([*front, point], reference, maximize) - whole for name, point in candidates.items()}
     best = max(gains, key=lambda name: gains[name], default=None)
     return best if best is not None and gains[best] > 0 else None

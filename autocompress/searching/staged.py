@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from autocompress.objectives import OBJECTIVES, amount
 from autocompress.plan import Plan
 from autocompress.records import Origin, Trial
 from autocompress.searching.climbing import TUNED_MOST, Climb
@@ -273,24 +274,35 @@ class Staged:
         knapsack.learn_losses(
             [(self._values[trial.fingerprint], trial.plan, self._seen.loss(trial)) for trial in known]
         )
+        for name in (name for name in OBJECTIVES if name in knapsack.resources):
+            amounts = [(trial.plan, amount(trial, name)) for trial in measured]
+            knapsack.learn_amounts(name, [(plan, float(taken)) for plan, taken in amounts if taken is not None])
         self._fresh = 0
         return knapsack.front(POINTS)
 
     def _most_needed(self, front: Sequence[Expected]) -> Expected | None:
-        """Of the expected front, the new one furthest in log seconds from all that was measured, or is about to be."""
+        """Of the expected front, the new one furthest from all that was measured, or is about to be.
+
+        In log seconds, and in the logarithms of further objectives; each as a share of what the front spans.
+        """
         assert self.knapsack is not None
+        knapsack, more = self.knapsack, self.knapsack.along
         left = [one for one in front if not self._seen.proposed(one.plan)]
         if not left:
             return None
-        spots = [
-            math.log(own_ratio(trial) * self.knapsack.dense_s)
-            for trial in self._seen.trials.values()
-            if trial.measured and trial.rung == 0
-        ]
+        known = [t for t in self._seen.trials.values() if t.measured and t.rung == 0]
+        spots = [(own_ratio(t) * knapsack.dense_s, *(amount(t, name) or math.nan for name in more)) for t in known]
         begun = [proposal.plan for proposal in self._seen.under_way.values() if proposal.rung == 0]
-        spots += [math.log(self.knapsack.work.seconds(plan)) for plan in begun]
-        taken = np.array(spots)
-        return max(left, key=lambda one: np.abs(math.log(one.seconds) - taken).min(initial=math.inf))
+        spots += [(knapsack.work.seconds(p), *(knapsack.amount(name, p) for name in more)) for p in begun]
+        there = np.log([(one.seconds, *(one.others[name] for name in more)) for one in front])
+        span = np.maximum(np.ptp(there, axis=0), 1e-9)
+        taken = np.log(np.reshape(spots, (-1, 1 + len(more)))) / span
+
+        def distance(one: Expected) -> float:
+            place = np.log((one.seconds, *(one.others[name] for name in more))) / span
+            return float(np.nanmin(np.abs(taken - place).max(axis=1), initial=math.inf))
+
+        return max(left, key=distance)
 
     def _refined(self, knapsack: Knapsack, turn: int) -> Proposal | None:
         """A new candidate near what is good, by one of several ways in turn."""
@@ -310,8 +322,16 @@ class Staged:
         if not seconds:
             return None
         low, high = math.log(min(seconds)), math.log(max(seconds))
-        found = knapsack.at(math.exp(self._draw.uniform(low, high)), kl)
+        found = knapsack.at(math.exp(self._draw.uniform(low, high)), kl, self._drawn_amounts(knapsack))
         return None if found is None else self._proposal(found.values, "refined")
+
+    def _drawn_amounts(self, knapsack: Knapsack) -> dict[str, float]:
+        """A limit on one further objective, drawn within what the front spans; half of the time none."""
+        if not knapsack.along or self._draw.random() < 0.5:
+            return {}
+        name = knapsack.along[self._draw.integers(len(knapsack.along))]
+        logs = np.log([amount(trial, name) or math.nan for trial in self._seen.front()])
+        return {name: math.exp(self._draw.uniform(np.nanmin(logs), np.nanmax(logs)))}
 
     def _switched(self, knapsack: Knapsack) -> Proposal | None:
         """A front member with one choice heavier and another lighter, at about the same seconds."""

@@ -13,8 +13,9 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from autocompress.errors import ConfigError
+from autocompress.objectives import Objectives
 from autocompress.plan import Plan, Prune
-from autocompress.searching.controller import SAMPLERS, Controller, Tuner, make_sampler, typical_seconds
+from autocompress.searching.controller import SAMPLERS, Controller, Proposal, Tuner, make_sampler, typical_seconds
 from autocompress.space import Variable
 
 # Two blocks of which one may go, heads of each: 8 plans (see test_space.py).
@@ -53,8 +54,8 @@ def start(journal, space, trials=(), maximize=True, sampler="random", seed=0):
     return Controller(journal, space, maximize, over, sampler, seed, trials)
 
 
-def study(journal):
-    return optuna.load_study(study_name="rung-0", storage=JournalStorage(JournalFileBackend(str(journal))))
+def study(journal, name="rung-0"):
+    return optuna.load_study(study_name=name, storage=JournalStorage(JournalFileBackend(str(journal))))
 
 
 def states(journal):
@@ -465,3 +466,32 @@ def test_importances_are_told_from_four_recoveries_on():
     assert sum(shares.values()) == pytest.approx(1)
     assert shares["learning_rate"] > shares["soft_weight"]
     assert Tuner((RATE,)).importances([({"learning_rate": 1e-3}, 0.0)] * 9) == {}
+
+
+# objectives
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "nsga3"])
+def test_further_objectives_are_told_to_a_study_of_their_own(journal, small, answer, sampler):
+    """Oracle: the journal as Optuna reads it; what was told of two objectives is not mixed in."""
+    first = start(journal, small)
+    first.tell(first.ask().number, answer(Proposal(0, Plan(), "sampled")))
+    by_size = Objectives(("latency", "quality", "size"))
+    controller = Controller(journal, small, True, over, sampler, objectives=by_size)
+    asked = [controller.ask() for _ in range(4)]
+    told = [answer(proposal, ratio=0.5 + 0.1 * i) for i, proposal in enumerate(asked)]
+    for proposal, trial in zip(asked, told, strict=True):
+        controller.tell(proposal.number, trial)
+    found = study(journal, "rung-0-size")
+    assert [d.name for d in found.directions] == ["MINIMIZE", "MAXIMIZE", "MINIMIZE"]
+    for trial in told:
+        expected = [trial.latency.ratio, 0.9, trial.artifact.size_bytes]
+        assert found.trials[trial.proposal].values == expected
+    assert len(study(journal).trials) == 1
+
+
+def test_a_trial_of_unknown_memory_teaches_nothing(journal, small, answer):
+    controller = Controller(journal, small, True, over, "tpe", objectives=Objectives(("latency", "quality", "memory")))
+    proposal = controller.ask()
+    controller.tell(proposal.number, answer(proposal))
+    assert [t.state for t in study(journal, "rung-0-memory").trials] == [TrialState.FAIL]

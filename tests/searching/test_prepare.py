@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,10 +11,12 @@ import pytest
 
 from autocompress.budgets import Budgets
 from autocompress.compressing.losses import losses
-from autocompress.plan import Plan
+from autocompress.objectives import USUAL, Objectives
+from autocompress.plan import Plan, Prune
 from autocompress.rules import SpaceRules
 from autocompress.searching.controller import Controller
-from autocompress.searching.prepare import SAMPLES, corners, make_staged
+from autocompress.searching.costs import weight_bytes
+from autocompress.searching.prepare import SAMPLES, corners, make_staged, resources_of
 from autocompress.searching.probe import DenseSetting, PrecisionFact, Probe
 from autocompress.searching.seen import Clock, Teller
 from autocompress.space import build_space
@@ -54,6 +57,28 @@ def test_recipes_come_last(make_space):
 
 def test_bits_alone_have_no_corners(make_space):
     assert list(corners(make_space({"layers": [BITS]}), PROBE)) == []
+
+
+# what else is limited
+
+
+def test_bytes_are_estimated_from_dense_as_weights_are_saved(make_trial, table):
+    """Oracle: a file of 5,000 bytes, a process of 70 MB, less what the weights of a block take."""
+    dense = make_trial(0, 1.0, 0.9, plan=Plan())
+    dense = dense.replace(artifact=replace(dense.artifact, size_bytes=5000),
+                          latency=replace(dense.latency, peak_memory_bytes=70_000_000))  # fmt: skip
+    gone = Plan({"net.0": Prune(0)})
+    saved = weight_bytes(Plan(), table) - weight_bytes(gone, table)
+    budgets = Budgets(max_size_bytes=4000)
+    found, limits = resources_of(budgets, Objectives(("latency", "quality", "memory")), [dense], table)
+    assert {name: (take(Plan()), take(gone)) for name, take in found.items()} == {
+        "size": (5000, 5000 - saved),
+        "memory": (70_000_000, 70_000_000 - saved),
+    }
+    assert limits == {"size": pytest.approx(3920)}
+    assert resources_of(Budgets(max_memory_bytes=50), USUAL, [dense], table)[1] == {"memory": pytest.approx(49)}
+    assert resources_of(Budgets(), USUAL, [dense], table) == ({}, {})
+    assert resources_of(budgets, USUAL, [], table) == ({}, {})
 
 
 # a prepared search
