@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from autocompress.elsewhere import Elsewhere
+from autocompress.found import TRUSTED, Audit, Found
 from autocompress.front import Front
 from autocompress.records import Latency, Trial
+from autocompress.report.importances import ImportancesInfo, importances_info
+from autocompress.report.stages import stages_info
 from autocompress.report.survivors import SurvivorsInfo
 from autocompress.report.words import speed_up_text
 from autocompress.searching.status import Status
@@ -146,6 +150,68 @@ def front_table(entries: Sequence[dict[str, Any]], metric: str, title: str) -> T
             style="" if entry["on_front"] else "dim",
         )
     return table
+
+
+def found_tables(stages: Sequence[Mapping[str, Any]], found: Found) -> Iterator[Group]:
+    """What a search did and found out, each part with a line of its own; nothing of what is not known."""
+    if stages:
+        yield _stages_table(stages)
+    if found.audits:
+        yield _audits_table(found.audits)
+    info = importances_info(found)
+    if info.outcomes:
+        yield _importances_table(info)
+    elif info.notes:
+        yield Group(*map(escape, info.notes))
+
+
+def _small_table(title: str, *columns: str) -> Table:
+    """A table whose first column holds words and the others numbers."""
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="right" if place else "left")
+    return table
+
+
+def _under(table: Table, text: str) -> Group:
+    """A table with a caption that may be wider than it."""
+    return Group(table, Text(text, style="table.caption"))
+
+
+def _stages_table(stages: Sequence[Mapping[str, Any]]) -> Group:
+    table = _small_table("Stages", "stage", "time", "candidates", "hypervolume before", "after", "gained")
+    for row in stages_info(stages):
+        table.add_row(escape(row.stage), row.time, row.candidates, row.before, row.after, row.gain)
+    return _under(table, "hypervolume: of (log latency ratio, quality) on what the search selects by; more is better")
+
+
+def _audits_table(audits: Sequence[Audit]) -> Group:
+    table = _small_table("Can few steps foretell many?", "rungs", "ratio", "candidates", "correlation", "")
+    for audit in audits:
+        figure = "all alike" if math.isnan(audit.correlation) else f"{audit.correlation:+.2f}"
+        mark = "[green]trusted[/green]" if audit.trusted else "[yellow]not trusted[/yellow]"
+        table.add_row(
+            f"{audit.lower} → {audit.upper}", f"{audit.low:.3f}–{audit.high:.3f}", str(audit.count), figure, mark
+        )
+    return _under(
+        table,
+        f"Spearman's rank correlation of qualities on two rungs, by bins of latency; trusted from {TRUSTED:g} on.\n"
+        "Rung 0 is without recovery. Of a trusted rung a third goes on to a longer recovery, else up to twice as many.",
+    )
+
+
+def _importances_table(info: ImportancesInfo) -> Group:
+    """A row per setting or group, a pair of columns per outcome."""
+    columns = [column for outcome in info.outcomes for column in (outcome, "by chance")]
+    table = _small_table("Which settings matter", "", *columns)
+    for name in info.names:
+        bars = [next((bar for bar in bars if bar.name == name), None) for bars in info.outcomes.values()]
+        cells = [
+            cell for bar in bars for cell in ((f"{bar.share:.0f} %", f"{bar.chance:.0f} %") if bar else ("–", "–"))
+        ]
+        table.add_row(escape(name), *cells, style="" if any(bar and bar.shown for bar in bars) else "dim")
+    told = "share of the variance that each explains by itself (fANOVA); by chance: up to so much, in 19 of 20 cases"
+    return _under(table, "\n".join([*info.notes, told]))
 
 
 def wide_console() -> Console:

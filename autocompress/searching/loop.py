@@ -19,6 +19,7 @@ from autocompress.pipeline import measure_again, score_artifact
 from autocompress.plan import Plan, Precision
 from autocompress.records import Origin, Part, Trial, append_line
 from autocompress.searching.controller import Controller, Proposal, Sampler, typical_seconds
+from autocompress.searching.findings import found_by, keep_found
 from autocompress.searching.mixed import make_solver
 from autocompress.searching.prepare import make_staged
 from autocompress.searching.probe import Probe
@@ -115,7 +116,11 @@ class Loop:
         begun = time.perf_counter()
         self.announce("search")
         self.evaluate_references()
-        reason = self._search(self.proposer())
+        proposer = self.proposer()
+        reason = self._search(proposer)
+        values = proposer.values if isinstance(proposer, Controller) else None
+        found = found_by(self.space, self.trials, self.shop.task.metric.maximize, values)
+        keep_found(found, self.shop.root, self.watcher.say)
         self.announce("finalists")
         self._grade_finalists()
         self.search_s += time.perf_counter() - begun

@@ -6,12 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from autocompress.budgets import Budgets
+from autocompress.found import LOSSES
 from autocompress.front import fits
 from autocompress.plan import Plan
-from autocompress.records import Origin, Trial
+from autocompress.records import Origin, Trial, write_json
 from autocompress.searching.atoms import measure_atoms
 from autocompress.searching.controller import Controller
 from autocompress.searching.costs import weight_bytes
+from autocompress.searching.findings import losses_of
 from autocompress.searching.knapsack import Knapsack
 from autocompress.searching.mixed import MARGIN, limits_of
 from autocompress.searching.parts import parts_of
@@ -60,6 +62,7 @@ def make_staged(
         teller.stage("losses")
         parts = parts_of(untrained)
         atoms = measure_atoms(shop.bank, untrained, parts, SAMPLES, LOSS_SHARE * clock.left_s, teller.detail)
+        write_json(shop.root / LOSSES, [loss.to_json() for loss in losses_of(untrained, parts, atoms)])
         teller.say(f"losses of single choices: {atoms.measured} of {atoms.count} measured, the others estimated")
         ratios = {fact.precision: fact.ratio for fact in probe.precisions if fact.ratio is not None}
         work = work_model(shop.table, probe.dense_latency_s, ratios)
