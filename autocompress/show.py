@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 #: Marks a point that is tied in quality with its faster neighbour.
 TIED = "≈"
 
+#: What stands in a candidate's line.
+LEGEND = "   # ● on the front  ratio to the fastest dense (95 % interval)  quality on validation  what was done"
+
 #: Candidates between two status lines where there is no terminal to keep one.
 EVERY = 5
 
@@ -52,6 +55,7 @@ class Progress:
         self.console = console or Console(file=sys.stderr, highlight=False)
         self._live = Live(console=self.console, auto_refresh=False, transient=True)
         self._status: Status | None = None
+        self._explained = False
 
     def __enter__(self) -> Progress:
         """Start the status line."""
@@ -96,7 +100,10 @@ class Progress:
         )
 
     def candidate(self, trial: Trial, front: Front) -> None:
-        """Print a candidate's line."""
+        """Print a candidate's line; before the first one, what stands in it."""
+        if not self._explained:
+            self._explained = True
+            self.console.print(f"[dim]{LEGEND}[/dim]", soft_wrap=True)
         self.console.print(candidate_line(trial, trial in front.points), soft_wrap=True)
 
 
@@ -109,7 +116,7 @@ def candidate_line(trial: Trial, on_front: bool) -> str:
     latency = trial.latency
     span = f"({latency.ratio_best_dense_low:.3f}–{latency.ratio_best_dense_high:.3f})"
     span = span if latency.source == "measured" else f"({latency.source})"
-    return f"{number} {mark} {latency.ratio_best_dense:.3f}x {span}  {trial.quality:.4f}  {escape(trial.what)}"
+    return f"{number} {mark} {latency.ratio_best_dense:.3f} {span}  {trial.quality:.4f}  {escape(trial.what)}"
 
 
 def _interval(entry: dict[str, Any], name: str) -> str:
@@ -119,21 +126,17 @@ def _interval(entry: dict[str, Any], name: str) -> str:
     return f"{entry[name]:.3f} ({entry[name + '_low']:.3f}–{entry[name + '_high']:.3f})"
 
 
-def front_table(entries: Sequence[dict[str, Any]], metric: str, title: str) -> Table:
+def front_table(entries: Sequence[dict[str, Any]], metric: str, title: str) -> Group:
     """The front, fast to slow; reference points that are dominated stand in grey."""
-    table = Table(
-        title=escape(title), title_justify="left", caption_justify="left", box=None, pad_edge=False, expand=False
-    )
+    table = Table(title=escape(title), title_justify="left", box=None, pad_edge=False, expand=False)
     parts = {entry["validation_part"] for entry in entries} - {"all"}
-    of = f" ({parts.pop()} part: chosen by)" if parts else " (chosen by)"
-    table.caption = (
-        "ratio: candidate / the fastest dense fp32 found here, 95 % interval; drop: points of "
-        f"{metric} lost against dense, on validation{of} and test (shown); grey: reference, dominated"
+    of = f"the {parts.pop()} part of validation" if parts else "validation"
+    caption = (
+        "ratio: latency to that of the fastest dense fp32 found here, 95 % interval; grey: reference, dominated\n"
+        f"drop: points of {metric} lost against dense; val: on {of}, by which the front is chosen; test: only shown"
     )
     if any(entry["tied_with"] for entry in entries):
-        table.caption += (
-            f"\n{TIED}: tied; the same validation samples do not show it better than its faster neighbour (95 %)"
-        )
+        caption += f"\n{TIED}: tied; the same validation samples do not show it better than its faster neighbour (95 %)"
     for heading in ("fingerprint", "latency", "ratio", "speed-up", "drop val", "drop test", "size"):
         table.add_column(heading, justify="left" if heading == "fingerprint" else "right", no_wrap=True)
     table.add_column("what was done", ratio=1)
@@ -149,7 +152,7 @@ def front_table(entries: Sequence[dict[str, Any]], metric: str, title: str) -> T
             escape(entry["what"]),
             style="" if entry["on_front"] else "dim",
         )
-    return table
+    return _under(table, caption)
 
 
 def found_tables(stages: Sequence[Mapping[str, Any]], found: Found) -> Iterator[Group]:
@@ -161,8 +164,6 @@ def found_tables(stages: Sequence[Mapping[str, Any]], found: Found) -> Iterator[
     info = importances_info(found)
     if info.outcomes:
         yield _importances_table(info)
-    elif info.notes:
-        yield Group(*map(escape, info.notes))
 
 
 def _small_table(title: str, *columns: str) -> Table:

@@ -70,9 +70,8 @@ def audits_info(view: RunView) -> AuditsInfo:
 
 def _rung(view: RunView, rung: int) -> str:
     steps = {t.plan.distill.steps for t in view.trials if t.rung == rung and t.plan.distill}
-    return (
-        f"rung {rung} ({', '.join(f'{s:,}' for s in sorted(steps))} steps)" if steps else f"rung {rung} (no recovery)"
-    )
+    counts = ", ".join(f"{count:,}" for count in sorted(steps))
+    return f"rung {rung} ({counts} steps)" if counts else f"rung {rung}" if rung else "rung 0 (no recovery)"
 
 
 def sentence(view: RunView) -> str:

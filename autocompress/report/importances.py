@@ -72,9 +72,9 @@ def _notes(found: Found) -> Iterator[str]:
         words = OUTCOMES[one.of][0]
         told = "recoveries of structures that were recovered at least twice" if one.of == "recovery" else "trials"
         if one.count < one.least:
-            yield f"What decides of the {words} is told from {one.least} {told} on; there are {one.count}."
+            yield f"Which settings matter for the {words} is not told below {one.least} {told}: there are {one.count}."
         elif not one.shares:
-            yield f"What decides of the {words} cannot be told: one setting alone, or all {one.count} {told} are alike."
+            yield f"Which settings matter for the {words} cannot be told: one alone, or all {one.count} {told} alike."
         else:
             yield f"{_decisive(one)} for the {words} ({one.count} {told})."
 

@@ -39,7 +39,7 @@ def loss_section(view: RunView) -> Iterator[str]:
         "is what is kept."
         f'{more}</p><div class="scroll"><div id="losses" class="figure" style="height:{losses.height(info)}px;'
         f'min-width:{180 + 66 * len(info.columns)}px"></div></div>',
-        "Filled cells were measured on training samples; hollow squares are estimated from what the same choice loses "
+        "Filled cells were measured on training samples; hollow ones are estimated from what the same choice loses "
         "elsewhere. Empty: there is no such choice.",
     )
 
@@ -83,4 +83,7 @@ def stages_table(view: RunView) -> str:
         [escape(row.stage), row.time, row.candidates, row.before, row.after, row.gain]
         for row in stages_info(view.stages)
     ]
-    return scroll(heads, cells, (1, 2, 3, 4, 5)) if cells else ""
+    if not cells:
+        return ""
+    part = '<p class="under">The table\'s hypervolumes are of the part that the search selects by.</p>'
+    return scroll(heads, cells, (1, 2, 3, 4, 5)) + (part if view.divided and view.part == "confirm" else "")

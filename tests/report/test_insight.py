@@ -66,8 +66,8 @@ def test_importances_are_bars_in_percent() -> None:
             importances.Bar("λ, weight of the teacher", 10.0, 20.0, False),
         )},
         ("learning rate", "λ, weight of the teacher"), ("#2563eb",),
-        ("Learning rate matters for the quality after recovery (20 recoveries of structures that were recovered at least "
-         "twice).",),
+        ("Learning rate matters for the quality after recovery (20 recoveries of structures that were recovered at "
+         "least twice).",),
     )  # fmt: skip
     bars, chance = importances.draw_importances(info).data
     assert list(chance.x) == [30.0, 20.0]
@@ -77,9 +77,9 @@ def test_importances_are_bars_in_percent() -> None:
 @pytest.mark.parametrize(
     ("found", "note"),
     [
-        (Importances("recovery", 5, 12), "What decides of the quality after recovery is told from 12 recoveries of"),
-        (Importances("latency", 40, 12), "What decides of the latency cannot be told"),
-        (Importances("quality", 40, 12, (Share("bits", 0.1, 0.2),)), "Nothing is shown to matter for the quality (40 trials)."),
+        (Importances("recovery", 5, 12), "Which settings matter for the quality after recovery is not told below 12"),
+        (Importances("latency", 40, 12), "Which settings matter for the latency cannot be told"),
+        (Importances("quality", 40, 12, (Share("bits", 0.1, 0.2),)), "Nothing is shown to matter for the quality"),
         (Importances("quality", 40, 12, tuple(Share(n, 0.3, 0.2) for n in ("bits", "rank", "structure"))),
          "Bits, rank and structure matter for the quality (40 trials)."),
     ],

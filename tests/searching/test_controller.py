@@ -469,7 +469,9 @@ def test_importances_are_shares_of_the_planted_variance():
 
 def test_shuffles_stay_within_their_strata():
     """Oracle: where each stratum has one outcome throughout, no shuffle changes anything."""
-    tried = [({"learning_rate": 1e-4, "soft_weight": 0.1 * n}, float(n >= 5)) for n in range(10)]
+    tried = [
+        ({"learning_rate": 10.0 ** -(2 + n * 3 % 10 / 4), "soft_weight": 0.1 * n}, float(n >= 5)) for n in range(10)
+    ]
     shares = importances((RATE, SOFT), tried, [int(n >= 5) for n in range(10)])
     assert set(shares["soft_weight"]) == {shares["soft_weight"][0]}
     assert len(set(importances((RATE, SOFT), tried, [0] * 10)["soft_weight"])) > 1

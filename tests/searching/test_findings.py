@@ -55,7 +55,7 @@ def test_the_setting_that_decides_within_structures_is_found(make_space, make_tr
 
 def test_what_was_recovered_once_and_what_failed(make_space, make_trial):
     """The former tells nothing; the latter did as badly as the worst of its structure."""
-    trials = recoveries(make_trial, 12, lambda rate, _soft, _steps: 0.01 * math.log10(rate))
+    trials = recoveries(make_trial, 12, lambda _rate, soft, _steps: 0.1 * (soft > 0))
     alone = make_trial(99, 0.5, 0.9, plan=Plan({"net.1.mlp/neurons": Prune(3)}, distill=Distill(steps=10)), rung=1)
     space = make_space(RULES)
     assert recovery_importances(space, [*trials, alone], True) == recovery_importances(space, trials, True)
