@@ -53,7 +53,7 @@ def outcome_sections(view: RunView) -> Iterator[str]:
             '<div id="audits" class="figure"></div>',
             f"{audits.LEGEND} Qualities are those that the search chooses by.",
         )
-    if view.found.importances:
+    if any(one.count for one in view.found.importances):
         yield _importances_section(view)
 
 

@@ -76,9 +76,11 @@ def test_what_is_prepared_knows_losses_seconds_and_limits(tmp_path: Path) -> Non
     said: list[str] = []
     staged = prepared(tmp_path, rules, Budgets(max_latency_s=0.006), said)
     knapsack = staged.knapsack
-    shown = {(loss.kind, loss.level): loss.kl for loss in read_losses(tmp_path / LOSSES) if loss.measured}
-    assert sorted(shown.values()) == pytest.approx(sorted(kl for row in knapsack.kl.values() for kl in row[1:]))
-    assert set(shown) == {("neurons", "50 %"), ("precision", "int8")}
+    shown = [loss for loss in read_losses(tmp_path / LOSSES) if loss.measured]
+    assert sorted(loss.kl for loss in shown) == pytest.approx(
+        sorted(kl for row in knapsack.kl.values() for kl in row[1:])
+    )
+    assert {(loss.kind, loss.level) for loss in shown} == {("neurons", "50 %"), ("precision", "int8")}
     assert said[0] == "losses"
     assert said[1] == "losses of single choices: 3 of 3 measured, the others estimated"
     assert knapsack.limits["latency"] == pytest.approx(0.006 * 0.98)
