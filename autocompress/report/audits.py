@@ -62,8 +62,8 @@ def audits_info(view: RunView) -> AuditsInfo:
         label = f"{' to '.join(speeds)}: {figure}, {audit.count} structures" + (
             "" if audit.trusted else ", not trusted"
         )
-        values = (tuple(scale * value for value in side) for side in (audit.below, audit.above))
-        pairs.setdefault((audit.lower, audit.upper), []).append(Bin(label, *values, audit.trusted))
+        below, above = (tuple(scale * value for value in side) for side in (audit.below, audit.above))
+        pairs.setdefault((audit.lower, audit.upper), []).append(Bin(label, below, above, audit.trusted))
     made = (Pair(_rung(view, low), _rung(view, high), tuple(bins)) for (low, high), bins in pairs.items())
     return AuditsInfo(tuple(made), view.metric, view.percent)
 
