@@ -133,7 +133,7 @@ def _loaded(hardware: str, *source: str | None) -> tuple[Any, Any]:
 
 
 def _print_front(run: Any) -> None:
-    from autocompress.show import front_table, wide_console
+    from autocompress.show import found_tables, front_table, wide_console
 
     console = wide_console()
     entries = run.entries()
@@ -142,6 +142,9 @@ def _print_front(run: Any) -> None:
     console.print(front_table(entries, resolved["metric"], f"Pareto front of {run.folder}: {run.status()}"))
     if not run.front.points:
         console.print("\nNo candidate keeps the budgets; the report shows the nearest miss.")
+    for table in found_tables(run.state.get("stages", ()), run.found):
+        console.print()
+        console.print(table)
     console.print(f"\nreport  {run.folder / 'report.html'}")
     console.print(f"models  {run.folder / 'artifacts'}")
     least = "1pt" if resolved["points"] == 100 else "1%"  # a point of a raw metric may be nothing, or everything

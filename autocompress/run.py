@@ -14,6 +14,7 @@ import yaml
 from autocompress.budgets import Budgets, parse_bytes, parse_drop, parse_seconds, parse_speedup
 from autocompress.elsewhere import MEASURED, read_elsewhere
 from autocompress.errors import ConfigError, near
+from autocompress.found import LOSSES, SEARCH, Found, read_found, read_losses
 from autocompress.front import Front, front_entries
 from autocompress.layers import LayerTable
 from autocompress.objectives import Objectives, read_objectives
@@ -73,6 +74,11 @@ class Run:
         """``spent_s`` and, at the end, ``finished`` (why the search stopped)."""
         state: dict[str, Any] = self._json("state.json")
         return state
+
+    @property
+    def found(self) -> Found:
+        """What the search found out beside its candidates; nothing in old runs."""
+        return read_found(self.folder / SEARCH)
 
     def _json(self, name: str) -> Any:
         path = self.folder / name
@@ -168,6 +174,9 @@ class Run:
             divided=_divided(resolved),
             ties=front.ties,
             objectives=front.objectives,
+            stages=tuple(self.state.get("stages", ())),
+            found=self.found,
+            losses=read_losses(self.folder / LOSSES),
         )
 
     def status(self) -> str:

@@ -569,7 +569,7 @@ def progress_info(view: RunView) -> ProgressInfo:
 def draw_progress(info: ProgressInfo) -> go.Figure:
     """A step line with one marker per trial; those that advanced the front are filled."""
     figure = go.Figure(layout=base_layout(height=300))
-    unit, scale = _time_unit(max(info.finished_s, default=0.0))
+    unit, scale = time_unit(max(info.finished_s, default=0.0))
     gains = [b > a for a, b in zip((0.0, *info.hypervolume), info.hypervolume, strict=False)]
     figure.add_trace(
         go.Scatter(
@@ -594,7 +594,8 @@ def draw_progress(info: ProgressInfo) -> go.Figure:
     return figure
 
 
-def _time_unit(longest: float) -> tuple[str, float]:
+def time_unit(longest: float) -> tuple[str, float]:
+    """Unit for times up to `longest` seconds, and the seconds in it."""
     return ("s", 1.0) if longest < 300 else ("min", 60.0) if longest < 7200 else ("h", 3600.0)
 
 

@@ -7,10 +7,11 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from autocompress.found import Audit
 from autocompress.plan import Plan
 from autocompress.records import Origin, Trial
 from autocompress.searching.controller import Proposal, Tuner, typical_seconds
-from autocompress.searching.rungs import ETA, Audit, Recovered, audits_of, most_gained, promoted
+from autocompress.searching.rungs import ETA, Recovered, audits_of, most_gained, promoted
 from autocompress.searching.seen import NO_PROPOSAL, Clock, Seen, ratio_of, structure_of
 from autocompress.space import SearchSpace, Values
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler
@@ -33,8 +34,16 @@ SAMPLERS: tuple[Sampler, ...] = ("auto", "tpe", "nsga2", "nsga3", "gp", "random"
 #: Generation of the genetic samplers.
 POPULATION = 24
 
-#: Recoveries from which a tuner models instead of drawing, and importances are told.
+#: Recoveries from which a tuner models instead of drawing.
 LEAST_TRIED = 4
+
+#: Evaluations from which importances are told. With 14 recoveries of a planted kind the shares were within 0.2 of the
+#: true ones, or within what chance gives; with fewer they were neither.
+LEAST_TOLD = 12
+
+#: Trees of the forest that importances come from, and their depth; and shuffles that say what chance gives: 19 for 1
+#: case in 20. 100 trials of 43 variables take about 5 s.
+TREES, DEPTH, SHUFFLES = 12, 6, 19
 
 #: Name of the study in the journal; with more objectives than latency and quality, theirs follow.
 STUDY = "rung-0"
@@ -279,6 +288,61 @@ def _distribution(variable: Variable) -> BaseDistribution:
     return FloatDistribution(variable.low, variable.high, log=variable.log)
 
 
+def importances(
+    variables: Sequence[Variable], tried: Sequence[tuple[Values, float]], strata: Sequence[int], seed: int = 0
+) -> dict[str, tuple[float, ...]]:
+    """Share of each variable in the variance of an outcome, by fANOVA (Hutter, Hoos & Leyton-Brown 2014).
+
+    A forest is fitted to the outcomes, and the variance of what it says over the whole space (an interval that is
+    searched by its logarithm counts by it) is divided among the variables; what several explain only together is in
+    none of them. Beside it stand the shares that forests of shuffled outcomes give: a variable that decides nothing
+    gets more than all of them in 1 case of 20. Of effects that were planted into the design of a staged search, fANOVA
+    found the shares nearer than PED-ANOVA, whose densities follow where the sampler went.
+
+    Args:
+        variables: to judge.
+        tried: their values, and how that did, ``(n,)``.
+        strata: number of the stratum of each; outcomes are shuffled within, ``(n,)``.
+        seed: of the forests and the shuffles.
+
+    Returns:
+        By variable the share, and then those of `SHUFFLES` shuffles; {} where all outcomes are equal.
+    """
+    outcomes = np.array([outcome for _values, outcome in tried])
+    if not len(variables) or np.ptp(outcomes) == 0:
+        return {}
+    optuna.logging.set_verbosity(logging.WARNING)
+    study, draw = optuna.create_study(), np.random.default_rng(seed)
+    distributions = {variable.name: _linear(variable) for variable in variables}
+    for values, _outcome in tried:
+        params = {variable.name: _linear_value(variable, values[variable.name]) for variable in variables}
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, values=[0.0]))
+    found: dict[str, tuple[float, ...]] = {variable.name: () for variable in variables}
+    for shuffle in range(1 + SHUFFLES):
+        told = outcomes.copy()
+        for stratum in set(strata) if shuffle else ():
+            places = [place for place, one in enumerate(strata) if one == stratum]
+            told[places] = draw.permutation(told[places])
+        evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=TREES, max_depth=DEPTH, seed=seed)
+        shares = evaluator.evaluate(study, target=lambda trial, told=told: float(told[trial.number]))  # type: ignore[misc]
+        found = {name: (*known, shares[name]) for name, known in found.items()}
+    return found
+
+
+def _linear(variable: Variable) -> BaseDistribution:
+    if variable.log:
+        return FloatDistribution(math.log(variable.low), math.log(variable.high))
+    return _distribution(variable)
+
+
+def _linear_value(variable: Variable, value: float) -> float:
+    """A value on the scale of `_linear`; one beyond an interval (of an earlier space) as its end."""
+    if variable.levels:
+        return value
+    inside = min(max(value, variable.low), variable.high)
+    return math.log(inside) if variable.log else inside
+
+
 class Tuner:
     """Proposes the settings of recoveries, one objective, by TPE; keeps nothing but what it is told each time.
 
@@ -295,13 +359,6 @@ class Tuner:
         """The next settings, by how well others did (more is better), other ones for each that is under way."""
         study = self._study(tried, under_way)
         return dict(study.ask(self._distributions).params)
-
-    def importances(self, tried: Sequence[tuple[Values, float]]) -> dict[str, float]:
-        """Share of each variable in how well settings do, by PED-ANOVA (Watanabe et al. 2023); {} below 4 of them."""
-        if len(tried) < LEAST_TRIED or len(self._distributions) < 2:
-            return {}
-        evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.5)
-        return dict(optuna.importance.get_param_importances(self._study(tried), evaluator=evaluator))
 
     def _study(self, tried: Sequence[tuple[Values, float]], under_way: int = 0) -> optuna.Study:
         optuna.logging.set_verbosity(logging.WARNING)

@@ -21,6 +21,7 @@ from autocompress.pipeline import measure_again, score_artifact
 from autocompress.plan import Plan
 from autocompress.records import Origin, Part, Trial, append_line
 from autocompress.searching.controller import Controller, Proposal, Sampler, typical_seconds
+from autocompress.searching.findings import found_by, keep_found
 from autocompress.searching.mixed import make_solver
 from autocompress.searching.parts import drawn_from
 from autocompress.searching.prepare import LOSS_SHARE, make_staged
@@ -137,6 +138,9 @@ class Loop:
             proposer = self.proposer()
             self._begin()
             reason = self._search(proposer) if self.only != "losses" else "the losses are measured"
+            values = proposer.values if isinstance(proposer, Controller) else None
+            found = found_by(self.space, self.trials, self.shop.task.metric.maximize, values)
+            keep_found(found, self.shop.root, self.watcher.say)
         if self.only in (None, "finalists"):
             self.announce("finalists")
             self._grade_finalists()

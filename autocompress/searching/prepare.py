@@ -6,14 +6,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from autocompress.budgets import Budgets
+from autocompress.found import LOSSES
 from autocompress.front import fits
 from autocompress.layers import LayerTable
 from autocompress.objectives import USUAL, Objective, Objectives, amount
 from autocompress.plan import Plan
-from autocompress.records import Origin, Trial
+from autocompress.records import Origin, Trial, write_json
 from autocompress.searching.atoms import measure_atoms
 from autocompress.searching.controller import Controller
 from autocompress.searching.costs import recorded_seconds, weight_bytes
+from autocompress.searching.findings import losses_of
 from autocompress.searching.knapsack import Knapsack, Resource
 from autocompress.searching.mixed import MARGIN, limits_of
 from autocompress.searching.parts import parts_of
@@ -64,6 +66,7 @@ def make_staged(
         teller.stage("losses")
         parts = parts_of(untrained)
         atoms = measure_atoms(shop.bank, untrained, parts, SAMPLES, LOSS_SHARE * clock.left_s, teller.detail)
+        write_json(shop.root / LOSSES, [loss.to_json() for loss in losses_of(untrained, parts, atoms)])
         teller.say(f"losses of single choices: {atoms.measured} of {atoms.count} measured, the others estimated")
         ratios = {fact.precision: fact.ratio for fact in probe.precisions if fact.ratio is not None}
         recorded = recorded_seconds(shop.bench)

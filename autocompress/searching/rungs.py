@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from autocompress.found import Audit
 from autocompress.pareto import best_first, hypervolume, nondominated
 from autocompress.plan import Plan
 from autocompress.records import Trial
@@ -20,35 +21,8 @@ from autocompress.tables.table import rank_correlation
 #: Of the candidates of one rung, one in so many goes on to the next.
 ETA = 3
 
-#: Below this rank correlation between two rungs, twice as many of a latency bin go on.
-TRUSTED = 0.7
-
 #: Latency bins of an audit, and the least number of candidates that a correlation is told for.
 BINS, LEAST_AUDITED = 3, 4
-
-
-@dataclass(frozen=True)
-class Audit:
-    """How well a rung's ranking foretold the next one's, within one bin of latency.
-
-    Attributes:
-        lower, upper: numbers of the rungs.
-        low, high: latency ratios that the bin spans.
-        count: candidates on both rungs.
-        correlation: Spearman's of their qualities; NaN where all are equal.
-    """
-
-    lower: int
-    upper: int
-    low: float
-    high: float
-    count: int
-    correlation: float
-
-    @property
-    def trusted(self) -> bool:
-        """Whether the lower rung's ranking is good enough to promote by."""
-        return not self.correlation < TRUSTED
 
 
 def promoted(
@@ -75,8 +49,9 @@ def audits(
     found = []
     for part in np.array_split(np.array(order, dtype=int), bins):
         if len(part) >= LEAST_AUDITED:
-            correlation = rank_correlation([below[i] for i in part], [above[i] for i in part])
-            found.append(Audit(lower, upper, ratios[part[0]], ratios[part[-1]], len(part), correlation))
+            pairs = tuple(below[i] for i in part), tuple(above[i] for i in part)
+            span = ratios[part[0]], ratios[part[-1]]
+            found.append(Audit(lower, upper, *span, len(part), rank_correlation(*pairs), *pairs))
     return found
 
 

@@ -15,7 +15,15 @@ from optuna.trial import TrialState
 from autocompress.errors import ConfigError
 from autocompress.objectives import Objectives
 from autocompress.plan import Plan, Prune
-from autocompress.searching.controller import SAMPLERS, Controller, Proposal, Tuner, make_sampler, typical_seconds
+from autocompress.searching.controller import (
+    SAMPLERS,
+    Controller,
+    Proposal,
+    Tuner,
+    importances,
+    make_sampler,
+    typical_seconds,
+)
 from autocompress.space import Variable
 
 # Two blocks of which one may go, heads of each: 8 plans (see test_space.py).
@@ -455,17 +463,27 @@ def test_settings_that_failed_are_the_worst():
     assert sorted(found)[5] < 1e-3
 
 
-def test_importances_are_told_from_four_recoveries_on():
-    """Oracle: planted scores that the learning rate alone decides; shares add up to 1."""
-    tuner, tried = Tuner((RATE, SOFT), seed=0), []
-    for number in range(24):
-        values = {"learning_rate": 10.0 ** -(2 + 3 * (number % 8) / 7), "soft_weight": (number * 7 % 24) / 24}
-        tried.append((values, peak(values)))
-    assert tuner.importances(tried[:3]) == {}
-    shares = tuner.importances(tried)
-    assert sum(shares.values()) == pytest.approx(1)
-    assert shares["learning_rate"] > shares["soft_weight"]
-    assert Tuner((RATE,)).importances([({"learning_rate": 1e-3}, 0.0)] * 9) == {}
+def test_importances_are_shares_of_the_planted_variance():
+    """Oracle: main effects of independent terms, in closed form on a grid; what is constant explains nothing."""
+    tried = []
+    for place, soft in itertools.product(range(8), range(6)):
+        values = {"learning_rate": 10.0 ** -(2 + 3 * place / 7), "soft_weight": soft / 5}
+        tried.append((values, 3.0 * (place >= 4) + 1.0 * (soft >= 3)))
+    shares = importances((RATE, SOFT), tried, [0] * len(tried))
+    assert {name: len(row) for name, row in shares.items()} == {"learning_rate": 20, "soft_weight": 20}
+    assert shares["learning_rate"][0] == pytest.approx(0.9, abs=0.04)
+    assert shares["soft_weight"][0] == pytest.approx(0.1, abs=0.04)
+    assert importances((RATE, SOFT), [(values, 1.0) for values, _outcome in tried], [0] * len(tried)) == {}
+
+
+def test_shuffles_stay_within_their_strata():
+    """Oracle: where each stratum has one outcome throughout, no shuffle changes anything."""
+    tried = [
+        ({"learning_rate": 10.0 ** -(2 + n * 3 % 10 / 4), "soft_weight": 0.1 * n}, float(n >= 5)) for n in range(10)
+    ]
+    shares = importances((RATE, SOFT), tried, [int(n >= 5) for n in range(10)])
+    assert set(shares["soft_weight"]) == {shares["soft_weight"][0]}
+    assert len(set(importances((RATE, SOFT), tried, [0] * 10)["soft_weight"])) > 1
 
 
 # objectives

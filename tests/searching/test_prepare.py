@@ -11,6 +11,7 @@ import pytest
 
 from autocompress.budgets import Budgets
 from autocompress.compressing.losses import losses
+from autocompress.found import LOSSES, read_losses
 from autocompress.objectives import USUAL, Objectives
 from autocompress.plan import Plan, Prune
 from autocompress.rules import SpaceRules
@@ -88,7 +89,7 @@ def prepared(folder: Path, rules: dict[str, object], budgets: Budgets, said: lis
     task = any_task("bert")
     bank = bank_of(task, folder)
     space = build_space(SpaceRules.model_validate({"name": "x", **rules}), bank.table, profile_of())
-    shop = SimpleNamespace(bank=bank, table=bank.table, task=task, bench=None)
+    shop = SimpleNamespace(root=folder, bank=bank, table=bank.table, task=task, bench=None)
     controller = Controller(folder / "study.journal", space.untrained(), True, lambda _trial: {})
     teller = Teller(said.append, said.append)
     clock = Clock(lambda: 0.0, 0.0, 1e6)
@@ -100,6 +101,11 @@ def test_what_is_prepared_knows_losses_seconds_and_limits(tmp_path: Path) -> Non
     said: list[str] = []
     staged = prepared(tmp_path, rules, Budgets(max_latency_s=0.006), said)
     knapsack = staged.knapsack
+    shown = [loss for loss in read_losses(tmp_path / LOSSES) if loss.measured]
+    assert sorted(loss.kl for loss in shown) == pytest.approx(
+        sorted(kl for row in knapsack.kl.values() for kl in row[1:])
+    )
+    assert {(loss.kind, loss.level) for loss in shown} == {("neurons", "50 %"), ("precision", "int8")}
     assert said[0] == "losses"
     assert said[1] == "losses of single choices: 3 of 3 measured, the others estimated"
     assert knapsack.limits["latency"] == pytest.approx(0.006 * 0.98)

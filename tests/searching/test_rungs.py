@@ -10,8 +10,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
+from autocompress.found import Audit
 from autocompress.plan import Distill, Plan, Prune
-from autocompress.searching.rungs import Audit, Recovered, audits, audits_of, most_gained, promoted
+from autocompress.searching.rungs import Recovered, audits, audits_of, most_gained, promoted
 
 REFERENCE, LEAST = (math.log(1.05), 0.2), (False, False)
 
