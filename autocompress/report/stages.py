@@ -16,6 +16,7 @@ from autocompress.report.view import RunView
 STAGES: Mapping[str, str] = {
     "dense": "references",
     "uniform-int8": "references",
+    "warm-start": "warm start",
     "uniform": "solve",
     "seed": "solve",
     "solved": "solve",
@@ -27,6 +28,9 @@ STAGES: Mapping[str, str] = {
 
 #: The same in a study over everything at once.
 JOINT: Mapping[str, str] = {**STAGES, "uniform": "seeds", "seed": "seeds", "sampled": "sampler"}
+
+#: Stages that take turns; what others propose once another one has begun counts as that one's.
+TURNS = ("refine", "recover")
 
 #: Bands are tinted in turn.
 TINTS = ("rgba(37,99,235,0.05)", "rgba(128,138,155,0.13)")
@@ -57,24 +61,25 @@ class StageRow:
 
 
 def bands_info(view: RunView) -> tuple[Band, ...]:
-    """Bands by the origins of the trials, as long as the trials tell several stages.
+    """Bands by the origins of the trials, as long as the trials tell several stages; several where stages take turns.
 
     A stage begins where the first of its candidates was begun, and ends where the next one begins.
     """
     resolved = view.experiment.get("resolved") or {}
     strategy = (resolved.get("space") or {}).get("strategy", "staged")
     names = STAGES if strategy == "staged" else JOINT
-    begun: dict[str, float] = {}
+    begun: list[tuple[str, float]] = []
     for trial in sorted(view.trials, key=lambda one: (one.finished_s, one.number)):
-        stage = names.get(trial.origin, "")
-        if stage:
-            begun.setdefault(stage, max(trial.finished_s - sum(trial.seconds.values()), 0.0, *begun.values()))
+        stage, (now, since) = names.get(trial.origin, ""), begun[-1] if begun else ("", 0.0)
+        if stage in ("", now) or (stage not in TURNS and any(stage == known for known, _begin in begun)):
+            continue
+        begun.append((stage, max(trial.finished_s - sum(trial.seconds.values()), since)))
     last = max((trial.finished_s for trial in view.trials), default=0.0)
     if len(begun) < 2:
         return ()
-    ends = [*begun.items(), ("", last)]
+    ends = [*begun, ("", last)]
     bands = [Band(stage, begin, end) for (stage, begin), (_next, end) in pairwise(ends) if end > begin]
-    first = min(begun.values())
+    first = begun[0][1]
     return (Band("before", 0.0, first), *bands) if first > 0 else tuple(bands)
 
 

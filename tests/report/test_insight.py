@@ -143,6 +143,20 @@ def test_stages_are_bands_by_the_origins_of_trials(tiny_view: RunView) -> None:
     assert stages.bands_info(dataclasses.replace(tiny_view, trials=trials[:1])) == ()
 
 
+def test_stages_that_take_turns_have_several_bands(tiny_view: RunView) -> None:
+    """The program's later proposals belong to the refining that they come up in."""
+    origins = ("dense", "warm-start", "solved", "refined", "solved", "tuned", "refined", "recovered")
+    trials = tuple(
+        tiny_view.trials[0].replace(number=place, origin=origin, finished_s=10.0 * place + 10, seconds={"measure": 9.0})
+        for place, origin in enumerate(origins)
+    )
+    bands = stages.bands_info(dataclasses.replace(tiny_view, trials=trials))
+    assert [(band.stage, band.begin_s, band.end_s) for band in bands[1:]] == [
+        ("references", 1.0, 11.0), ("warm start", 11.0, 21.0), ("solve", 21.0, 31.0), ("refine", 31.0, 51.0),
+        ("recover", 51.0, 61.0), ("refine", 61.0, 71.0), ("recover", 71.0, 80.0),
+    ]  # fmt: skip
+
+
 def test_bands_lie_behind_the_progress(vit_view: RunView) -> None:
     bands = (stages.Band("solve", 0.0, 60.0), stages.Band("refine", 60.0, 61.0), stages.Band("recover", 61.0, 120.0))
     shapes = stages.shade(figures.draw_progress(figures.progress_info(vit_view)), bands).layout.shapes
