@@ -67,11 +67,12 @@ def recovery_importances(space: SearchSpace, trials: Sequence[Trial], maximize: 
     explains by itself of the variance of that, over the whole space of settings; a recovery that failed did as badly as
     the worst. It says how much the setting matters, not which value is best. Its doubt: settings were tried where they
     promised most, and most structures share those of an anchor, so that a share rests on few distinct settings; beside
-    it stands what chance gives. Not told below `LEAST_TOLD` recoveries.
+    it stands what chance gives. Not told below `LEAST_TOLD` recoveries. What an earlier run was recovered with need not
+    lie within this space, and is left out.
     """
     alike: dict[Plan, list[Trial]] = {}
     for trial in trials:
-        if trial.rung >= 1 and trial.plan.distill is not None:
+        if trial.rung >= 1 and trial.plan.distill is not None and trial.origin != "warm-start":
             alike.setdefault(structure_of(trial.plan), []).append(trial)
     variables = (*space.recovery, *(variable for variable in space.variables if variable.name == "steps"))
     tried: list[tuple[Values, float]] = []

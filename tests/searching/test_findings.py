@@ -64,6 +64,15 @@ def test_what_was_recovered_once_and_what_failed(make_space, make_trial):
     assert first.name == "steps"
 
 
+def test_recoveries_of_an_earlier_run_are_left_out(make_space, make_trial):
+    """Their steps are none of this space."""
+    trials = recoveries(make_trial, 12, lambda rate, _soft, _steps: rate)
+    plan = replace(trials[0].plan, distill=replace(trials[0].plan.distill, steps=25))
+    earlier = make_trial(99, 0.5, 0.9, plan=plan, rung=1, origin="warm-start")
+    space = make_space(RULES)
+    assert recovery_importances(space, [*trials, earlier], True) == recovery_importances(space, trials, True)
+
+
 def test_few_recoveries_tell_nothing(make_space, make_trial):
     trials = recoveries(make_trial, LEAST_TOLD - 1, lambda rate, _soft, _steps: rate, structures=1)
     found = recovery_importances(make_space(RULES), trials, True)
