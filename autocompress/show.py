@@ -188,7 +188,7 @@ def _stages_table(stages: Sequence[Mapping[str, Any]]) -> Group:
     table = _small_table("Stages", "stage", "time", "candidates", "hypervolume before", "after", "gained")
     for row in stages_info(stages):
         table.add_row(escape(row.stage), row.time, row.candidates, row.before, row.after, row.gain)
-    return _under(table, "hypervolume: of (log latency ratio, quality) on what the search selects by; more is better")
+    return _under(table, "hypervolume: in all objectives, on what the search selects by; more is better")
 
 
 def _audits_table(audits: Sequence[Audit]) -> Group:
