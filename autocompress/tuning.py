@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from autocompress.errors import ConfigError
 from autocompress.folder import claimed
-from autocompress.launch import Limits, open_loop, opened_shop, read_order, settle_folder
+from autocompress.launch import Limits, open_loop, opened_shop, settle_folder
 from autocompress.searching.controller import Controller, Sampler
 from autocompress.searching.kit import pack
+from autocompress.searching.order import read_order
 from autocompress.searching.ray_runner import check_ray, connect
 from autocompress.searching.runner import InProcess
 from autocompress.searching.status import Silent, Watcher

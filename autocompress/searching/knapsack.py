@@ -6,8 +6,8 @@ What whole candidates were measured to lose and to take corrects both, and the p
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from autocompress.layers import Group
 from autocompress.objectives import Objective
-from autocompress.pareto import nondominated
 from autocompress.plan import PRECISIONS, Plan, removed_blocks
 from autocompress.plan.check import removed_layers
 from autocompress.searching.atoms import Atoms
+from autocompress.searching.choices import Choices
+from autocompress.searching.expected import Expected, thinned
 from autocompress.searching.parts import Part, Parts, merged, touched_layers
-from autocompress.searching.solve import Table, front, refit, solve, undominated
+from autocompress.searching.solve import Table, front, refit, solve, unbent
 from autocompress.searching.work import WorkModel
 from autocompress.space import SearchSpace, Values
 
@@ -29,37 +30,12 @@ Array = NDArray[np.float64]
 #: Doubt of a single choice's loss, and of what a whole candidate loses, as shares of them.
 LOSS_DOUBT, LOSS_NOISE = 0.6, 0.15
 
-#: Choices of one part that the program considers at most, where they are put together of inner ones.
-MOST_KEPT = 150
-
-#: Whole candidates from which the bend between sums of losses and what they come to is fitted, and its bounds.
-BEND_FROM, BENDS = 4, (0.5, 2.5)
-
 #: Limits on each further objective that the front is solved under too, each at one in so many of the budgets: a program
 #: with two tight limits takes many times as long as one with a single one.
 LEVELS = 4
 
 #: Savings that are believed to be what the layers' bytes say, against measured ones; bounds of what is saved for each.
 SLOPE_DOUBT, SLOPES = 0.3, (0.2, 5.0)
-
-
-@dataclass(frozen=True)
-class Expected:
-    """A candidate as the program sees it.
-
-    Attributes:
-        values: of its variables.
-        plan: what they mean.
-        seconds: per query, expected.
-        loss: sum of what its choices lose, in nats.
-        others: of each further objective, expected.
-    """
-
-    values: Values
-    plan: Plan
-    seconds: float
-    loss: float
-    others: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -88,42 +64,6 @@ class _Cell:
     part: Part
     added: _Added
     inner: tuple[tuple[_Added, ...], ...] = ()
-
-
-@dataclass(frozen=True)
-class _Choices:
-    """What can be chosen in one part: numbers that the program is about, and the values behind them.
-
-    Attributes:
-        lost: ``(choices,)``.
-        takes: each resource, in one order, ``(choices, resources)``.
-        values: of each choice.
-    """
-
-    lost: Array
-    takes: Array
-    values: Sequence[Values]
-
-    def kept(self) -> _Choices:
-        """Those that no other beats."""
-        good = undominated(self.lost, self.takes.T)
-        return _Choices(self.lost[good], self.takes[good], [self.values[choice] for choice in good])
-
-    def times(self, other: _Choices) -> _Choices:
-        """Every choice with every one of another part: those that none beats, `MOST_KEPT` of them at most."""
-        lost = (self.lost[:, None] + other.lost).ravel()
-        takes = (self.takes[:, None] + other.takes).reshape(len(lost), -1)
-        good = _spread(undominated(lost, takes.T), takes[:, 0])
-        pairs = [divmod(choice, len(other.lost)) for choice in good]
-        return _Choices(lost[good], takes[good], [{**self.values[a], **other.values[b]} for a, b in pairs])
-
-
-def _spread(choices: Sequence[int], along: Array) -> list[int]:
-    """Of more than `MOST_KEPT` choices so many, evenly from the least to the most of what they take."""
-    if len(choices) <= MOST_KEPT:
-        return list(choices)
-    ordered = sorted(choices, key=lambda choice: float(along[choice]))
-    return sorted({ordered[place] for place in np.linspace(0, len(ordered) - 1, MOST_KEPT).round().astype(int)})
 
 
 #: What a plan takes of something beside seconds.
@@ -417,31 +357,31 @@ class Knapsack:
         }
         return errors, costs, [choices.values for choices in found]
 
-    def _choices(self, cell: _Cell, kl: Mapping[str, Sequence[float]]) -> _Choices:
+    def _choices(self, cell: _Cell, kl: Mapping[str, Sequence[float]]) -> Choices:
         """Those of a part that none beats; its inner parts are taken in one after another, under each option."""
         outer = self._priced(cell.part.options, cell.added, kl)
         if not cell.inner:
             return outer.kept()
-        known: dict[int, _Choices] = {}
+        known: dict[int, Choices] = {}
         found = []
         for place in range(len(cell.part.options)):
-            made = _Choices(outer.lost[[place]], outer.takes[[place]], [outer.values[place]])
+            made = Choices(outer.lost[[place]], outer.takes[[place]], [outer.values[place]])
             for alone, each in zip(cell.part.inner, cell.inner, strict=True):
                 added = each[place]
                 if id(added) not in known:
                     known[id(added)] = self._priced(alone.options, added, kl).kept()
                 made = made.times(known[id(added)])
             found.append(made)
-        return _Choices(
+        return Choices(
             np.concatenate([made.lost for made in found]),
             np.concatenate([made.takes for made in found]),
             [values for made in found for values in made.values],
         ).kept()
 
-    def _priced(self, options: Sequence[Values], added: _Added, kl: Mapping[str, Sequence[float]]) -> _Choices:
+    def _priced(self, options: Sequence[Values], added: _Added, kl: Mapping[str, Sequence[float]]) -> Choices:
         lost = np.array([sum(kl[name][int(level)] for name, level in option.items()) for option in options])
         others = (self._slopes[name] * added.others[name] for name in self._resources)
-        return _Choices(lost, np.stack([added.more @ self.work.fitted, *others], axis=1), options)
+        return Choices(lost, np.stack([added.more @ self.work.fitted, *others], axis=1), options)
 
     def _chosen(self, number: int, values: Sequence[Sequence[Values]], options: Sequence[int]) -> Expected:
         chosen = [row[option] for row, option in zip(values, options, strict=True)]
@@ -452,26 +392,3 @@ def _most_removed(space: SearchSpace) -> int:
     """Blocks that a plan of the space may remove."""
     blocks = space.table.blocks
     return len(blocks) - math.ceil(len(blocks) * space.rules.blocks.keep_at_least - 1e-9)
-
-
-def unbent(sums: Sequence[float], measured: Sequence[float]) -> list[float]:
-    """What sums of losses should be, by what whole candidates lose: ``measured ≈ a·sum^b``, solved for the sum.
-
-    Args:
-        sums: above 0.
-        measured: above 0.
-    """
-    x, y = np.log(sums), np.log(measured)
-    bend = 1.0
-    if len(sums) >= BEND_FROM and x.std() > 0:
-        bend = float(np.clip(((x - x.mean()) * (y - y.mean())).mean() / x.var(), *BENDS))
-    level = float((y - bend * x).mean())
-    return [float(value) for value in np.exp((y - level) / bend)]
-
-
-def thinned(candidates: Iterable[Expected], along: Sequence[str] = ()) -> list[Expected]:
-    """Those that no other beats in seconds, loss and further objectives, fast to slow."""
-    every = sorted(candidates, key=lambda e: (e.seconds, e.loss))
-    values = [(one.seconds, one.loss, *(one.others[name] for name in along)) for one in every]
-    mask = nondominated(values, [False] * (2 + len(along)))
-    return [one for one, keep in zip(every, mask, strict=True) if keep]

@@ -18,7 +18,8 @@ from autocompress.plan import Plan
 from autocompress.records import Origin, Trial
 from autocompress.searching.climbing import TUNED_MOST, Climb
 from autocompress.searching.controller import Controller, Proposal
-from autocompress.searching.knapsack import Expected, Knapsack
+from autocompress.searching.expected import Expected, expectation, furthest
+from autocompress.searching.knapsack import Knapsack
 from autocompress.searching.rungs import ETA
 from autocompress.searching.seen import NO_PROPOSAL, Clock, Judge, Seen, Teller, own_ratio
 from autocompress.searching.warm import encode, rung_of
@@ -50,6 +51,9 @@ SPREAD = 0.5
 
 #: Refinements in a row that add less than this share of the hypervolume end them, where recovery waits.
 PATIENCE, LITTLE = 10, 0.002
+
+#: Pairs of moves that a switch chooses from, and the difference in seconds, as a share, that it should keep within.
+SWITCHES, SAME = 12, 0.01
 
 
 class Staged:
@@ -294,15 +298,7 @@ class Staged:
         spots = [(own_ratio(t) * knapsack.dense_s, *(amount(t, name) or math.nan for name in more)) for t in known]
         begun = [proposal.plan for proposal in self._seen.under_way.values() if proposal.rung == 0]
         spots += [(knapsack.work.seconds(p), *(knapsack.amount(name, p) for name in more)) for p in begun]
-        there = np.log([(one.seconds, *(one.others[name] for name in more)) for one in front])
-        span = np.maximum(np.ptp(there, axis=0), 1e-9)
-        taken = np.log(np.reshape(spots, (-1, 1 + len(more)))) / span
-
-        def distance(one: Expected) -> float:
-            place = np.log((one.seconds, *(one.others[name] for name in more))) / span
-            return float(np.nanmin(np.abs(taken - place).max(axis=1), initial=math.inf))
-
-        return max(left, key=distance)
+        return furthest(left, front, spots, more)
 
     def _refined(self, knapsack: Knapsack, turn: int) -> Proposal | None:
         """A new candidate near what is good, by one of several ways in turn."""
@@ -413,15 +409,3 @@ class Staged:
             return None
         self._values[plan.fingerprint] = dict(values)
         return Proposal(NO_PROPOSAL, plan, origin)
-
-
-def expectation(front: Sequence[Expected]) -> str:
-    """What the program expects, in words."""
-    if not front:
-        return "the integer program finds no candidate"
-    low, high = (front[place].seconds * 1e3 for place in (0, -1))
-    return f"the integer program expects {len(front)} candidates from {low:.3g} to {high:.3g} ms"
-
-
-#: Pairs of moves that a switch chooses from, and the difference in seconds, as a share, that it should keep within.
-SWITCHES, SAME = 12, 0.01

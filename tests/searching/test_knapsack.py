@@ -15,9 +15,10 @@ from autocompress.rules import SpaceRules, load_space
 from autocompress.searching import parts as parts_module
 from autocompress.searching.atoms import Atoms
 from autocompress.searching.costs import weight_bytes
-from autocompress.searching.knapsack import Expected, Knapsack, thinned, unbent
+from autocompress.searching.expected import Expected, thinned
+from autocompress.searching.knapsack import Knapsack
 from autocompress.searching.parts import merged, parts_of
-from autocompress.searching.solve import front
+from autocompress.searching.solve import front, unbent
 from autocompress.searching.work import table_model, work_model
 from autocompress.space import build_space
 from autocompress.tables import LatencyTable, menu_of, menu_plans
