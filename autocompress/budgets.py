@@ -1,7 +1,8 @@
-"""What a user asks for: latency, speed-up and quality budgets, and how far a trial is from them."""
+"""What a user asks for: budgets of latency, speed-up, quality, size and memory, and how far a trial is from them."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -96,12 +97,14 @@ class Budgets:
         min_speedup: against the fastest dense fp32 setting, at the upper end of the ratio's interval.
         max_drop: of the validation quality.
         max_size_bytes: of the file.
+        max_memory_bytes: peak of a process that loads the file and runs one query; what is not measured is over it.
     """
 
     max_latency_s: float | None = None
     min_speedup: float | None = None
     max_drop: Drop | None = None
     max_size_bytes: int | None = None
+    max_memory_bytes: int | None = None
 
     def __bool__(self) -> bool:
         """Whether anything is asked."""
@@ -129,6 +132,9 @@ class Budgets:
             result["drop"] = over if over > ROUNDING else min(over, 0.0)
         if self.max_size_bytes is not None and trial.artifact is not None:
             result["size"] = trial.artifact.size_bytes / self.max_size_bytes - 1
+        if self.max_memory_bytes is not None:
+            peak = trial.latency.peak_memory_bytes
+            result["memory"] = math.inf if peak is None else peak / self.max_memory_bytes - 1
         return result
 
     def sentences(self) -> Iterator[str]:
@@ -141,6 +147,8 @@ class Budgets:
             yield f"loses at most {self.max_drop} of validation quality"
         if self.max_size_bytes is not None:
             yield f"takes at most {self.max_size_bytes / 1e6:.4g} MB"
+        if self.max_memory_bytes is not None:
+            yield f"needs at most {self.max_memory_bytes / 1e6:.4g} MB of memory"
 
     def lacks(self, trial: Trial, quality_dense: float, maximize: bool, part: Part = "select") -> list[str]:
         """What keeps a trial from fitting, in words; arguments as of `violations`."""
@@ -167,6 +175,10 @@ class Budgets:
             words.append(
                 f"its file takes {trial.artifact.size_bytes / 1e6:.3g} MB, {self.max_size_bytes / 1e6:.3g} MB allowed"
             )
+        if over.get("memory", 0) > 0 and self.max_memory_bytes:
+            peak, allowed = trial.latency.peak_memory_bytes, f"{self.max_memory_bytes / 1e6:.3g} MB allowed"
+            needs = "is not measured" if peak is None else f"is {peak / 1e6:.3g} MB"
+            words.append(f"its peak memory {needs}, {allowed}")
         return words
 
 

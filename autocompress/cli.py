@@ -27,6 +27,7 @@ BankLimit = Annotated[str | None, typer.Option(help="disk for intermediate resul
 MaxLatency = Annotated[str | None, typer.Option(help="such as 5ms")]
 MinSpeedup = Annotated[str | None, typer.Option(help="such as 2x, against the fastest dense fp32 setting")]
 MaxSize = Annotated[str | None, typer.Option(help="largest file, such as 5MB")]
+MaxMemory = Annotated[str | None, typer.Option(help="peak of a process that loads it and runs a query, such as 200MB")]
 MaxDrop = Annotated[str | None, typer.Option(help="such as 1pt (points) or 1% (relative), on validation")]
 
 
@@ -46,6 +47,10 @@ def search(
     min_speedup: MinSpeedup = None,
     max_drop: MaxDrop = None,
     max_size: MaxSize = None,
+    max_memory: MaxMemory = None,
+    objectives: Annotated[
+        str | None, typer.Option(help="latency,quality and size or memory beside them [latency,quality]")
+    ] = None,
     out: Annotated[str | None, typer.Option(help="run folder [runs/TASK]")] = None,
     strategy: Annotated[
         str | None, typer.Option(help="staged, joint (one Optuna study over everything) or solve [the space's]")
@@ -95,6 +100,8 @@ def search(
             min_speedup=settings.min_speedup,
             max_drop=settings.max_drop,
             max_size=settings.max_size,
+            max_memory=settings.max_memory,
+            objectives=settings.objectives,
             strategy=settings.strategy,  # type: ignore[arg-type]
             sampler=settings.sampler,  # type: ignore[arg-type]
             seed=settings.seed,
@@ -126,7 +133,7 @@ def _loaded(hardware: str, *source: str | None) -> tuple[Any, Any]:
 
 
 def _print_front(run: Any) -> None:
-    from autocompress.show import front_table, wide_console
+    from autocompress.show import found_tables, front_table, wide_console
 
     console = wide_console()
     entries = run.entries()
@@ -135,6 +142,9 @@ def _print_front(run: Any) -> None:
     console.print(front_table(entries, resolved["metric"], f"Pareto front of {run.folder}: {run.status()}"))
     if not run.front.points:
         console.print("\nNo candidate keeps the budgets; the report shows the nearest miss.")
+    for table in found_tables(run.state.get("stages", ()), run.found):
+        console.print()
+        console.print(table)
     console.print(f"\nreport  {run.folder / 'report.html'}")
     console.print(f"models  {run.folder / 'artifacts'}")
     least = "1pt" if resolved["points"] == 100 else "1%"  # a point of a raw metric may be nothing, or everything
@@ -222,6 +232,7 @@ def pick(
     min_speedup: MinSpeedup = None,
     max_drop: MaxDrop = None,
     max_size: MaxSize = None,
+    max_memory: MaxMemory = None,
     fingerprint: Annotated[str | None, typer.Option(help="one candidate, instead of budgets")] = None,
     formats: Annotated[
         str | None, typer.Option("--format", help="onnx, openvino, pt2, transformers: one or several [as graded]")
@@ -231,7 +242,9 @@ def pick(
     from autocompress.run import Run
 
     wanted = [item.strip() for item in (formats or "").split(",") if item.strip()]
-    picked = Run.open(run).pick(out, max_latency, min_speedup, max_drop, max_size, fingerprint, formats=wanted)
+    picked = Run.open(run).pick(
+        out, max_latency, min_speedup, max_drop, max_size, fingerprint, formats=wanted, max_memory=max_memory
+    )
     figures = picked.figures
     print(f"{figures['fingerprint']}: {figures['what']}")
     print(

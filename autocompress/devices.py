@@ -24,7 +24,13 @@ Say = Callable[[str], None]
 
 
 def open_bench(
-    profile: HardwareProfile, inputs: Path, dense: Path, table: LayerTable, best_dense: Setting | None = None
+    profile: HardwareProfile,
+    inputs: Path,
+    dense: Path,
+    table: LayerTable,
+    best_dense: Setting | None = None,
+    *,
+    memory: bool = False,
 ) -> AnyBench:
     """The bench that a profile's latencies come from.
 
@@ -34,6 +40,7 @@ def open_bench(
         dense: the dense model's file.
         table: of the model, for a recorded profile.
         best_dense: as the probe found it.
+        memory: whether every candidate's peak memory is measured too, on a profile that measures.
     """
     if profile.latencies == "analytic":
         from autocompress.measure.roofline import RooflineBench
@@ -43,7 +50,7 @@ def open_bench(
         from autocompress.tables.recorded import RecordedBench
 
         return RecordedBench(profile, inputs, dense, table)
-    return Bench(profile, inputs, dense, best_dense)
+    return Bench(profile, inputs, dense, best_dense, memory=memory)
 
 
 def measure_front(

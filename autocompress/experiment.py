@@ -32,6 +32,8 @@ class Experiment(BaseModel):
     min_speedup: str | None = None
     max_drop: str | None = None
     max_size: str | None = None
+    max_memory: str | None = None
+    objectives: str | list[str] | None = None
     out: str | None = None
     strategy: str | None = None
     sampler: str = "auto"

@@ -85,9 +85,12 @@ def _refuse_another(run: Run, asked: Mapping[str, Any], resolved: Mapping[str, A
     before = run.experiment
     differences = [
         f"{key}: {before.get(key)!r} there, {asked[key]!r} now"
-        for key in ("max_latency", "min_speedup", "max_drop", "max_size", "strategy", "sampler", "seed")
+        for key in ("max_latency", "min_speedup", "max_drop", "max_size", "max_memory", "strategy", "sampler", "seed")
         if before.get(key) != asked[key] and _has_results(run.folder)
     ]
+    ours, theirs = (",".join(names) for names in (run.objectives.names, resolved["objectives"]))
+    if ours != theirs and _has_results(run.folder):
+        differences.append(f"objectives: {ours} there, {theirs} now")
     for key, meaning in (
         ("task", "task"),
         ("identity", "model or data (fingerprint)"),

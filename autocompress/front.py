@@ -16,8 +16,12 @@ from numpy.typing import NDArray
 
 from autocompress.budgets import Budgets
 from autocompress.errors import NothingFitsError
-from autocompress.pareto import hypervolume, nondominated, reference_point, search_point
+from autocompress.objectives import USUAL, Objectives
+from autocompress.pareto import hypervolume, most_telling, nondominated
 from autocompress.records import Part, Trial
+
+#: Points of a front with more objectives than latency and quality that are graded whatever time they take.
+LEAST_GRADED = 20
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Front:
         points_per_unit: 100 where quality is a fraction, else 1.
         final: whether the search is over.
         scores: fingerprint to per-sample scores on the confirm part, of finalists that have them; for `ties`.
+        objectives: by which trials are compared.
     """
 
     trials: tuple[Trial, ...]
@@ -41,6 +46,7 @@ class Front:
     points_per_unit: float = 100.0
     final: bool = False
     scores: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False, compare=False)
+    objectives: Objectives = USUAL
 
     @cached_property
     def dense(self) -> Trial | None:
@@ -81,8 +87,20 @@ class Front:
 
     @cached_property
     def points(self) -> tuple[Trial, ...]:
-        """Non-dominated feasible trials by validation quality and latency ratio to the fastest dense, fast to slow."""
+        """Feasible trials that no other dominates in the objectives, with validation quality; fast to slow."""
         return self._nondominated(self.feasible)
+
+    def affordable(self, count: float) -> tuple[Trial, ...]:
+        """The points to grade; with further objectives they may be many, and `count` that add most hypervolume do.
+
+        At least `LEAST_GRADED` of them.
+        """
+        points, dense, count = self.points, self.dense, max(count, LEAST_GRADED)
+        if dense is None or not self.objectives.more or len(points) <= count:
+            return points
+        places = [self.objectives.point(t, dense, self.part) for t in points]
+        corner = self.objectives.reference(self.quality(dense), self.maximize)
+        return tuple(points[i] for i in most_telling(places, corner, self._directions, int(count)))
 
     @cached_property
     def ties(self) -> dict[str, tuple[str, ...]]:
@@ -90,6 +108,8 @@ class Front:
         found: dict[str, tuple[str, ...]] = {}
         for faster, slower in pairwise(self.points) if self.part == "confirm" else ():
             ours, theirs = (self.scores.get(t.fingerprint) for t in (slower, faster))
+            if self._takes_less(slower, faster):
+                continue  # not better quality is what it is there for
             if ours is not None and theirs is not None and within_noise(ours, theirs, self.maximize):
                 found[slower.fingerprint] = (faster.fingerprint,)
         return found
@@ -106,30 +126,43 @@ class Front:
         return self._nondominated(self.measured)
 
     def _nondominated(self, trials: Sequence[Trial]) -> tuple[Trial, ...]:
-        values = np.array([[_ratio(t), self.quality(t)] for t in trials]).reshape(-1, 2)
-        mask = nondominated(values, [False, self.maximize])
+        mask = nondominated([self.objectives.values(t, self.part) for t in trials], self._directions)
         return tuple(sorted((t for t, keep in zip(trials, mask, strict=True) if keep), key=_ratio))
 
+    @property
+    def _directions(self) -> tuple[bool, ...]:
+        return self.objectives.directions(self.maximize)
+
+    def _takes_less(self, trial: Trial, other: Trial) -> bool:
+        """Whether a trial is better than another in an objective beside latency and quality."""
+        taken = (self.objectives.taken(one) for one in (trial, other))
+        return any(mine < theirs for mine, theirs in zip(*taken, strict=True))
+
     def clearly_dominated(self, trial: Trial, faster: float = 0.95, better: float = 0.01) -> bool:
-        """Whether a measured trial is over 5 % faster than this one and better by over 0.01 of the quality's size."""
-        ratios, qualities = self._figures
+        """Whether a measured trial is over 5 % faster than this one and better by over 0.01 of the quality's size.
+
+        It must take no more of anything else that is an objective.
+        """
+        ratios, qualities, taken = self._figures
         quality = self.quality(trial)
         gained = (qualities - quality) * (1 if self.maximize else -1)
-        return bool(((ratios < faster * _ratio(trial)) & (gained > better * max(abs(quality), 1e-9))).any())
+        beaten = (ratios < faster * _ratio(trial)) & (gained > better * max(abs(quality), 1e-9))
+        return bool((beaten & ~(self.objectives.taken(trial) < taken).any(axis=1)).any())
 
     @cached_property
-    def _figures(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Latency ratios and qualities of the measured trials, ``(n,)`` each."""
-        found = np.array([[_ratio(t), self.quality(t)] for t in self.measured]).reshape(-1, 2)
-        return found[:, 0], found[:, 1]
+    def _figures(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Latency ratios and qualities of the measured trials, ``(n,)`` each; what else they take, ``(n, others)``."""
+        found = np.array([[_ratio(t), self.quality(t), *self.objectives.taken(t)] for t in self.measured])
+        found = found.reshape(-1, len(self.objectives.names))
+        return found[:, 0], found[:, 1], found[:, 2:]
 
     def hypervolume(self) -> float:
-        """Of the feasible trials, in the coordinates of `pareto.search_point`; 0.0 before dense is measured."""
-        if self.dense is None:
+        """Of the feasible trials, in the coordinates of `Objectives.point`; 0.0 before dense is measured."""
+        dense = self.dense
+        if dense is None:
             return 0.0
-        points = [search_point(_ratio(t), self.quality(t)) for t in self.feasible]
-        reference = reference_point(self.quality(self.dense), self.maximize)
-        return hypervolume(points, reference, [False, self.maximize])
+        points = [self.objectives.point(t, dense, self.part) for t in self.feasible]
+        return hypervolume(points, self.objectives.reference(self.quality(dense), self.maximize), self._directions)
 
     def drop(self, trial: Trial) -> float | None:
         """Validation quality lost against dense, in the metric's unit; positive is worse."""
@@ -239,6 +272,8 @@ def front_entry(trial: Trial, front: Front, on_front: bool) -> dict[str, Any]:
         "tied_with": list(front.ties.get(trial.fingerprint, ())),
         "size_bytes": trial.artifact.size_bytes,
         "size_bytes_dense": dense.artifact.size_bytes if dense and dense.artifact else None,
+        "peak_memory_bytes": latency.peak_memory_bytes,
+        "peak_memory_bytes_dense": dense.latency.peak_memory_bytes if dense and dense.latency else None,
         "artifact": trial.artifact.path,
         "artifact_dense": dense.artifact.path if dense and dense.artifact else None,
         "plan": trial.plan.to_json(),

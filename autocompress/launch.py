@@ -4,31 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from autocompress.budgets import Budgets, parse_bytes, parse_seconds
+from autocompress.budgets import parse_seconds
 from autocompress.devices import open_bench
-from autocompress.errors import ConfigError
 from autocompress.folder import claimed, settle
 from autocompress.front import Front, front_entries
-from autocompress.hardware import HardwareProfile, cores, load_profile
-from autocompress.layers import LayerTable
+from autocompress.hardware import cores
 from autocompress.pipeline import build
 from autocompress.plan import Plan
 from autocompress.records import read_trials, write_json
-from autocompress.rules import SpaceRules, Strategy, load_space
-from autocompress.run import Run, final_front, make_budgets
+from autocompress.rules import Strategy
+from autocompress.run import Run, final_front
 from autocompress.runtimes import model_file
 from autocompress.searching.alone import check_stage, check_stage_name
-from autocompress.searching.controller import Sampler, check_sampler
+from autocompress.searching.controller import Sampler
 from autocompress.searching.loop import Loop
-from autocompress.searching.mixed import check_size, dropped_precisions
+from autocompress.searching.mixed import dropped_precisions
+from autocompress.searching.order import Order, check_positive, part_notes, read_order
 from autocompress.searching.probe import Probe, check_reachable, run_probe
 from autocompress.searching.runner import Runner
 from autocompress.searching.runners import check_runner, open_runner
@@ -36,11 +35,9 @@ from autocompress.searching.seeds import references
 from autocompress.searching.shapes import SHARE, ShapeFact, dropped_there, probe_shapes, read_shapes
 from autocompress.searching.stages import Stages, check_patience
 from autocompress.searching.status import Silent, Watcher
-from autocompress.searching.warm import prepared, read_warm_start
-from autocompress.space import SearchSpace, build_space, default_space
-from autocompress.survey import survey
-from autocompress.tasks.causal_lm import query_tokens
-from autocompress.tasks.task import MIN_DIVIDED, Task
+from autocompress.searching.warm import prepared
+from autocompress.space import SearchSpace, build_space
+from autocompress.tasks.task import Task
 from autocompress.workshop import Workshop, artifact_folder, open_workshop, write_workload
 
 
@@ -55,6 +52,8 @@ def search(
     min_speedup: str | float | None = None,
     max_drop: str | None = None,
     max_size: str | int | None = None,
+    max_memory: str | int | None = None,
+    objectives: str | Sequence[str] | None = None,
     strategy: Strategy | None = None,
     sampler: Sampler = "auto",
     seed: int = 0,
@@ -80,6 +79,9 @@ def search(
         min_speedup: such as "2x", against the fastest dense fp32 setting.
         max_drop: such as "1pt" (absolute) or "1%" (relative).
         max_size: of the file, such as "5MB", or bytes.
+        max_memory: of a process that loads the file and runs one query, such as "200MB", or bytes.
+        objectives: by which candidates are compared, such as "latency,quality,size": latency and quality (the default),
+            and size (of the file) or memory (peak) or both beside them.
         strategy: "staged" (solve, refine, then recover), "joint" (one Optuna study over everything), or "solve" (bits
             alone); by default what the space says.
         sampler: "auto" (multivariate TPE), "tpe", "nsga2", "nsga3", "gp" or "random".
@@ -108,14 +110,14 @@ def search(
     watcher = watcher or Silent()
     check_runner(workers, ray)
     seconds = budget if isinstance(budget, int | float) else parse_seconds(budget, "--budget")
-    _check_positive({"--budget": seconds, "--max-trials": max_trials})
+    check_positive({"--budget": seconds, "--max-trials": max_trials})
     check_patience(patience)
     check_stage_name(stage)
     limits = Limits(seconds, max_trials, patience)
     order = read_order(
         task, out=out, space=space, hardware=hardware, max_latency=max_latency, min_speedup=min_speedup,
-        max_drop=max_drop, max_size=max_size, strategy=strategy, sampler=sampler, seed=seed, warm_start=warm_start,
-        bank_limit=bank_limit, source=source,
+        max_drop=max_drop, max_size=max_size, max_memory=max_memory, objectives=objectives, strategy=strategy,
+        sampler=sampler, seed=seed, warm_start=warm_start, bank_limit=bank_limit, source=source,
         more={
             "budget": str(budget) if isinstance(budget, str) else f"{budget:g}s",
             "max_trials": max_trials, "patience": patience, "workers": workers, "ray": ray,
@@ -123,7 +125,7 @@ def search(
     )  # fmt: skip
     if stage is not None:
         check_stage(stage, order.root, order.space)
-    for note in _part_notes(task):
+    for note in part_notes(task):
         watcher.say(note)
     with claimed(order.root):
         settle_folder(order)
@@ -153,88 +155,12 @@ class Limits:
     patience: int | None = None
 
 
-@dataclass(frozen=True)
-class Order:
-    """A search as it was asked for: everything is resolved and fits together, and nothing is done yet.
-
-    Attributes:
-        task, profile, table, space, budgets: what is searched, where, and for what.
-        root: the run folder.
-        asked, resolved: as `experiment.yaml` tells them.
-        bank_limit: bytes.
-        warm: the front of the earlier run that was named.
-    """
-
-    task: Task
-    root: Path
-    profile: HardwareProfile
-    table: LayerTable
-    space: SearchSpace
-    budgets: Budgets
-    asked: Mapping[str, Any]
-    resolved: Mapping[str, Any]
-    bank_limit: int | None
-    warm: tuple[Plan, ...] = ()
-
-
-def read_order(
-    task: Task,
-    *,
-    out: str | Path | None,
-    space: str | Path | None,
-    hardware: str | Path,
-    max_latency: str | float | None,
-    min_speedup: str | float | None,
-    max_drop: str | None,
-    max_size: str | int | None,
-    strategy: Strategy | None,
-    sampler: Sampler,
-    seed: int,
-    warm_start: str | Path | None,
-    bank_limit: str | int | None,
-    source: Mapping[str, Any] | None,
-    more: Mapping[str, Any],
-) -> Order:
-    """Check and resolve what `search` is asked for; see there. `more` goes into `experiment.yaml` as it is."""
-    check_sampler(sampler, seed)
-    limit = parse_bytes(bank_limit) if isinstance(bank_limit, str) else bank_limit
-    _check_positive({"--bank-limit": limit})
-    budgets = make_budgets(max_latency, min_speedup, max_drop, task.metric.points, max_size)
-    if task.student is not None:
-        raise ConfigError("search compresses the task's model; a student of its own is for autocompress.compress")
-    profile = load_profile(hardware)
-    workload = task.workload_inputs(profile.workload.batch, query_tokens(profile.workload))
-    table = survey(task.source, workload)
-    rules = load_space(space or default_space(table), strategy)
-    full_space = build_space(rules, table, profile)
-    check_size(full_space)
-    root = Path(out or f"runs/{task.name}")
-    asked = {
-        **(source or {"task": task.name}),
-        "space": str(space or rules.name),
-        "hardware": str(hardware),
-        "max_latency": max_latency,
-        "min_speedup": min_speedup,
-        "max_drop": max_drop,
-        "max_size": max_size,
-        "strategy": strategy,
-        "sampler": sampler,
-        "seed": seed,
-        "warm_start": None if warm_start is None else str(warm_start),
-        "bank_limit": bank_limit,
-        **more,
-        "out": str(root),
-    }
-    resolved = _resolved(task, rules, profile, table, budgets)
-    warm = () if warm_start is None else read_warm_start(warm_start, root, table, asked, resolved)
-    return Order(task, root, profile, table, full_space, budgets, asked, resolved, limit, warm)
-
-
 @contextlib.contextmanager
 def opened_shop(order: Order) -> Iterator[Workshop]:
     """The workshop of a run whose folder is settled, with the processes that measure for it."""
     dense_file = artifact_folder(order.root, Plan()) / model_file(order.profile.runtime)
-    with closing(open_bench(order.profile, order.root / "inputs.npz", dense_file, order.table)) as bench:
+    inputs, memory = order.root / "inputs.npz", order.needs_memory
+    with closing(open_bench(order.profile, inputs, dense_file, order.table, memory=memory)) as bench:
         yield open_workshop(order.root, order.task, order.table, order.profile, bench, bank_limit=order.bank_limit)
 
 
@@ -266,6 +192,7 @@ def open_loop(order: Order, shop: Workshop, runner: Runner, limits: Limits, watc
         seed=order.asked["seed"],
         max_trials=limits.max_trials,
         runner=runner,
+        objectives=order.objectives,
         stages=Stages(state.get("stages", ()), limits.patience),
     )
     loop.announce("probe")
@@ -273,7 +200,7 @@ def open_loop(order: Order, shop: Workshop, runner: Runner, limits: Limits, watc
     loop.probe = _probe(shop, order.space, watcher)
     check_reachable(loop.probe, order.budgets)
     loop.references = references(order.space, loop.probe)
-    dropped = dropped_precisions(loop.probe, order.space.rules)
+    dropped = dropped_precisions(loop.probe, order.space.rules, order.by_size)
     there = dropped_there(_shapes(order, shop, loop.probe, SHARE * limits.seconds, watcher, first), shop.table)
     loop.space = build_space(order.space.rules, shop.table, shop.profile, dropped, loop.probe.learning_rate, there)
     broken = frozenset(fact.precision for fact in loop.probe.precisions if fact.ratio is None)
@@ -286,10 +213,10 @@ def _shapes(
 ) -> tuple[ShapeFact, ...]:
     """What each precision does on each layer shape; taken with the probe or never, since a study's space must not move.
 
-    The integer program of `strategy: solve` times them itself.
+    The integer program of `strategy: solve` times them itself; where bytes are an objective, nothing would be dropped.
     """
     path = order.root / "kernels.json"
-    if first and order.space.rules.strategy != "solve":
+    if first and order.space.rules.strategy != "solve" and not order.by_size:
         return probe_shapes(shop, order.space, probe, path, limit_s, watcher.say)
     return read_shapes(path)
 
@@ -333,44 +260,6 @@ def _enough(state: Mapping[str, Any], limits: Limits) -> bool:
     counts = ((state.get("max_trials"), limits.max_trials), (state.get("patience"), limits.patience))
     more = any(before is not None and (now is None or now > before) for before, now in counts)
     return limits.seconds <= state["budget_s"] and not more
-
-
-def _resolved(
-    task: Task, rules: SpaceRules, profile: HardwareProfile, table: LayerTable, budgets: Budgets
-) -> dict[str, Any]:
-    return {
-        "task": task.name,
-        "identity": task.identity,
-        "metric": task.metric.name,
-        "maximize": task.metric.maximize,
-        "points": task.metric.points,
-        "samples": {"train": len(task.train), "validation": len(task.validation), "test": len(task.test)},
-        "parts": {"select": len(task.parts.select), "confirm": len(task.parts.confirm)},
-        "notes": [*task.notes, *_part_notes(task)],
-        "inputs": list(task.input_names),
-        "classes": list(task.classes),
-        "snippet": asdict(task.snippet) if task.snippet else None,
-        "params": table.total_params,
-        "layers": len(table.layers),
-        "hardware": profile.model_dump(mode="json"),
-        "space": rules.model_dump(mode="json"),
-        "budgets": list(budgets.sentences()),
-    }
-
-
-def _check_positive(numbers: Mapping[str, float | None]) -> None:
-    for flag, number in numbers.items():
-        if number is not None and number <= 0:
-            raise ConfigError(f"{flag} must be above 0, but got {number:g}")
-
-
-def _part_notes(task: Task) -> Iterator[str]:
-    """What a user should know of how validation is divided."""
-    if not task.parts.divided:
-        yield (
-            f"validation has {len(task.validation)} samples, which are too few to divide (under {MIN_DIVIDED}): the "
-            "search and the front are both judged by all of them, so that the front's figures flatter"
-        )
 
 
 def settle_folder(order: Order) -> None:

@@ -1,4 +1,4 @@
-"""Domination and hypervolume of plain number pairs, through moocore. Knows no trial and no model.
+"""Domination and hypervolume of plain numbers, through moocore. Knows no trial and no model.
 
 Points are ``(n, m)`` with one column per objective; `maximize` says for each column which way is better.
 """
@@ -35,13 +35,13 @@ def hypervolume(points: ArrayLike, reference: Sequence[float], maximize: Sequenc
     return float(moocore.hypervolume(values, ref=list(reference), maximise=list(maximize)))
 
 
-def search_point(latency_ratio: float, quality: float) -> tuple[float, float]:
-    """Coordinates in which progress is told: ``(ln latency ratio, quality)``."""
-    return math.log(latency_ratio) if latency_ratio > 0 else math.nan, quality
+def log_ratio(ratio: float) -> float:
+    """Natural logarithm of a ratio, in which progress is told; NaN for one that is none."""
+    return math.log(ratio) if ratio > 0 else math.nan
 
 
 def reference_point(quality_dense: float, maximize: bool) -> tuple[float, float]:
-    """Fixed worst corner of the progress hypervolume, in the coordinates of `search_point`.
+    """Fixed worst corner of the progress hypervolume of ``(ln latency ratio, quality)``.
 
     1.05 × the dense latency; for a quality in [0, 1] that is maximized (accuracy), the dense error
     plus itself or plus 0.10, whichever is more; otherwise 20 % worse than dense.
@@ -74,3 +74,13 @@ def best_first(points: ArrayLike, reference: Sequence[float], maximize: Sequence
         alike = ranks == rank
         added[alike] = moocore.hv_contributions(values[alike], ref=list(reference), maximise=list(maximize))
     return sorted(range(len(values)), key=lambda i: (ranks[i], -added[i], i))
+
+
+def most_telling(points: ArrayLike, reference: Sequence[float], maximize: Sequence[bool], count: int) -> list[int]:
+    """Numbers of at most `count` points, in their order; what adds least hypervolume to those left goes first."""
+    values = np.asarray(points, dtype=float).reshape(-1, len(maximize))
+    left = list(range(len(values)))
+    while len(left) > count:
+        added = moocore.hv_contributions(values[left], ref=list(reference), maximise=list(maximize))
+        left.pop(int(np.argmin(added)))
+    return left

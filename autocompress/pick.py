@@ -33,6 +33,7 @@ CARD = """\
 | {metric}, {split} | {validation} | {dense_validation} |
 | {metric}, test (shown, not used to choose) | {test} | {dense_test} |
 | {graded} | {size} | {dense_size} |
+| peak memory of a process that answers a query | {memory} | {dense_memory} |
 
 Latency source: {source}, {queries} queries in {blocks} blocks, workload {workload}.
 {asked}
@@ -293,6 +294,10 @@ def _card(
     def megabytes(owner: Trial | None) -> str:
         return f"{owner.artifact.size_bytes / 1e6:.2f} MB" if owner and owner.artifact else "–"
 
+    def peak(owner: Trial | None) -> str:
+        known = owner.latency.peak_memory_bytes if owner and owner.latency else None
+        return "–" if known is None else f"{known / 1e6:.0f} MB"
+
     return CARD.format(
         name=out.name,
         what=trial.what,
@@ -315,6 +320,8 @@ def _card(
         graded=_GRADED.get(trial.artifact.format, "file"),
         size=megabytes(trial),
         dense_size=megabytes(dense),
+        memory=peak(trial),
+        dense_memory=peak(dense),
         source=latency.source,
         queries=latency.queries,
         blocks=latency.blocks,

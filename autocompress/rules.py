@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from autocompress.errors import PlanError, SpaceError, near
-from autocompress.layers import GroupKind
+from autocompress.layers import GroupKind, Layer
 from autocompress.plan import PRECISIONS, Distill, Mask, Plan, Precision, Quantize, Recipe, plan_from_json
 from autocompress.settings import find_yaml, read_yaml, validate
 
@@ -166,6 +166,14 @@ class LayerRule(_Strict):
                 f"pattern {self.pattern} has sparsity {1 - n_m[0] / n_m[1]:g}, but the level is {sparsity:g}"
             )
         return Mask(None if n_m else sparsity, self.pattern, self.mask_score)
+
+    def scope(self, number: int, layer: Layer) -> str:
+        """What a layer chooses together with; rule `number` has scopes of its own, as a later rule takes layers out."""
+        if self.share == "all":
+            return f"rule {number}"
+        if self.share == "block" and layer.block:
+            return f"{layer.block} (rule {number})"
+        return layer.name
 
     def quantized(self, precision: Precision, bits: int) -> Quantize | None:
         """The settings of one precision and one level of bits; what the precision does not know is left out."""
@@ -339,6 +347,13 @@ class SpaceRules(_Strict):
         if other:
             raise ValueError(f"strategy 'solve' chooses precision and weight_bits alone, but got {', '.join(other)}")
         return self
+
+    @property
+    def asks_beyond_recovery(self) -> bool:
+        """Whether a space is about more than teaching the model as it is."""
+        fields = type(self).model_fields
+        asked = ("groups", "blocks", "layers", "sparsity", "learn")
+        return any(getattr(self, name) != fields[name].default for name in asked)
 
     @property
     def recipes(self) -> tuple[Recipe | None, ...]:

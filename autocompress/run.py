@@ -14,8 +14,10 @@ import yaml
 from autocompress.budgets import Budgets, parse_bytes, parse_drop, parse_seconds, parse_speedup
 from autocompress.elsewhere import MEASURED, read_elsewhere
 from autocompress.errors import ConfigError, near
+from autocompress.found import LOSSES, SEARCH, Found, read_found, read_losses
 from autocompress.front import Front, front_entries
 from autocompress.layers import LayerTable
+from autocompress.objectives import Objectives, read_objectives
 from autocompress.pick import Picked, write_pick
 from autocompress.records import Trial, read_scores, read_trials, write_atomic
 
@@ -52,8 +54,15 @@ class Run:
     def front(self) -> Front:
         """The front of what was evaluated so far; of a finished run, of its finalists."""
         resolved = self.experiment["resolved"]
-        front = Front(tuple(self.trials), bool(resolved["maximize"]), float(resolved["points"]))
+        front = Front(
+            tuple(self.trials), bool(resolved["maximize"]), float(resolved["points"]), objectives=self.objectives
+        )
         return final_front(front, self.folder) if self.state.get("finished") else front
+
+    @property
+    def objectives(self) -> Objectives:
+        """By which the run's trials are compared."""
+        return read_objectives(self.experiment["resolved"].get("objectives"))
 
     @property
     def table(self) -> LayerTable:
@@ -65,6 +74,11 @@ class Run:
         """``spent_s`` and, at the end, ``finished`` (why the search stopped)."""
         state: dict[str, Any] = self._json("state.json")
         return state
+
+    @property
+    def found(self) -> Found:
+        """What the search found out beside its candidates; nothing in old runs."""
+        return read_found(self.folder / SEARCH)
 
     def _json(self, name: str) -> Any:
         path = self.folder / name
@@ -91,6 +105,7 @@ class Run:
         fingerprint: str | None = None,
         *,
         formats: Sequence[str] = (),
+        max_memory: str | int | None = None,
     ) -> Picked:
         """Write the model that fits into a folder of its own; chosen on validation, see `Front.choose`.
 
@@ -102,13 +117,17 @@ class Run:
             max_size: of the file, such as "5MB".
             fingerprint: of one candidate, instead of budgets.
             formats: files to write, of `pick.FORMATS`; the graded one where left out.
+            max_memory: of a process that loads the file and runs one query, such as "200MB"; what a run knows of it.
 
         Raises:
             NothingFitsError: with the nearest miss and what it lacks.
         """
-        budgets = make_budgets(max_latency, min_speedup, max_drop, self.experiment["resolved"]["points"], max_size)
+        points = self.experiment["resolved"]["points"]
+        budgets = make_budgets(max_latency, min_speedup, max_drop, points, max_size, max_memory)
         if not budgets and not fingerprint:
-            raise ConfigError("say what to pick: --max-latency, --min-speedup, --max-drop, --max-size or --fingerprint")
+            raise ConfigError(
+                "say what to pick: --max-latency, --min-speedup, --max-drop, --max-size, --max-memory or --fingerprint"
+            )
         trial = self._by_fingerprint(fingerprint) if fingerprint else self.front.choose(budgets)
         return write_pick(
             trial, self.front, self.folder, Path(out), self.experiment, list(budgets.sentences()), formats
@@ -154,6 +173,10 @@ class Run:
             part=front.part,
             divided=_divided(resolved),
             ties=front.ties,
+            objectives=front.objectives,
+            stages=tuple(self.state.get("stages", ())),
+            found=self.found,
+            losses=read_losses(self.folder / LOSSES),
         )
 
     def status(self) -> str:
@@ -197,6 +220,7 @@ def make_budgets(
     max_drop: str | None = None,
     points: float = 100.0,
     max_size: str | int | None = None,
+    max_memory: str | int | None = None,
 ) -> Budgets:
     """Budgets from what a user writes; raises `ConfigError` naming the flag. `points` per unit of the metric."""
     if isinstance(max_latency, int | float):
@@ -210,6 +234,7 @@ def make_budgets(
         min_speedup=None if min_speedup is None else parse_speedup(str(min_speedup)),
         max_drop=None if max_drop is None else parse_drop(max_drop, points=points),
         max_size_bytes=None if max_size is None else parse_bytes(str(max_size), "--max-size", bare="b"),
+        max_memory_bytes=None if max_memory is None else parse_bytes(str(max_memory), "--max-memory", bare="b"),
     )
 
 
@@ -220,4 +245,5 @@ def _budgets_from(experiment: Mapping[str, Any]) -> Budgets:
         experiment.get("max_drop"),
         experiment["resolved"]["points"],
         experiment.get("max_size"),
+        experiment.get("max_memory"),
     )

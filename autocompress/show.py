@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from autocompress.elsewhere import Elsewhere
+from autocompress.found import TRUSTED, Audit, Found
 from autocompress.front import Front
 from autocompress.records import Latency, Trial
+from autocompress.report.importances import ImportancesInfo, importances_info
+from autocompress.report.stages import stages_info
 from autocompress.report.survivors import SurvivorsInfo
 from autocompress.report.words import speed_up_text
 from autocompress.searching.status import Status
@@ -28,6 +32,9 @@ if TYPE_CHECKING:
 
 #: Marks a point that is tied in quality with its faster neighbour.
 TIED = "≈"
+
+#: What stands in a candidate's line.
+LEGEND = "   # ● on the front  ratio to the fastest dense (95 % interval)  quality on validation  what was done"
 
 #: Candidates between two status lines where there is no terminal to keep one.
 EVERY = 5
@@ -48,6 +55,7 @@ class Progress:
         self.console = console or Console(file=sys.stderr, highlight=False)
         self._live = Live(console=self.console, auto_refresh=False, transient=True)
         self._status: Status | None = None
+        self._explained = False
 
     def __enter__(self) -> Progress:
         """Start the status line."""
@@ -92,7 +100,10 @@ class Progress:
         )
 
     def candidate(self, trial: Trial, front: Front) -> None:
-        """Print a candidate's line."""
+        """Print a candidate's line; before the first one, what stands in it."""
+        if not self._explained:
+            self._explained = True
+            self.console.print(f"[dim]{LEGEND}[/dim]", soft_wrap=True)
         self.console.print(candidate_line(trial, trial in front.points), soft_wrap=True)
 
 
@@ -105,7 +116,7 @@ def candidate_line(trial: Trial, on_front: bool) -> str:
     latency = trial.latency
     span = f"({latency.ratio_best_dense_low:.3f}–{latency.ratio_best_dense_high:.3f})"
     span = span if latency.source == "measured" else f"({latency.source})"
-    return f"{number} {mark} {latency.ratio_best_dense:.3f}x {span}  {trial.quality:.4f}  {escape(trial.what)}"
+    return f"{number} {mark} {latency.ratio_best_dense:.3f} {span}  {trial.quality:.4f}  {escape(trial.what)}"
 
 
 def _interval(entry: dict[str, Any], name: str) -> str:
@@ -115,22 +126,22 @@ def _interval(entry: dict[str, Any], name: str) -> str:
     return f"{entry[name]:.3f} ({entry[name + '_low']:.3f}–{entry[name + '_high']:.3f})"
 
 
-def front_table(entries: Sequence[dict[str, Any]], metric: str, title: str) -> Table:
+def front_table(entries: Sequence[dict[str, Any]], metric: str, title: str) -> Group:
     """The front, fast to slow; reference points that are dominated stand in grey."""
-    table = Table(
-        title=escape(title), title_justify="left", caption_justify="left", box=None, pad_edge=False, expand=False
-    )
+    table = Table(title=escape(title), title_justify="left", box=None, pad_edge=False, expand=False)
+    memory = any(entry["peak_memory_bytes"] is not None for entry in entries)
     parts = {entry["validation_part"] for entry in entries} - {"all"}
-    of = f" ({parts.pop()} part: chosen by)" if parts else " (chosen by)"
-    table.caption = (
-        "ratio: candidate / the fastest dense fp32 found here, 95 % interval; drop: points of "
-        f"{metric} lost against dense, on validation{of} and test (shown); grey: reference, dominated"
+    of = f"the {parts.pop()} part of validation" if parts else "validation"
+    caption = (
+        "ratio: latency to that of the fastest dense fp32 found here, 95 % interval; grey: reference, dominated\n"
+        f"drop: points of {metric} lost against dense; val: on {of}, by which the front is chosen; test: only shown"
     )
+    if memory:
+        caption += "\nmemory: peak of a process that loads the file and answers one query"
     if any(entry["tied_with"] for entry in entries):
-        table.caption += (
-            f"\n{TIED}: tied; the same validation samples do not show it better than its faster neighbour (95 %)"
-        )
-    for heading in ("fingerprint", "latency", "ratio", "speed-up", "drop val", "drop test", "size"):
+        caption += f"\n{TIED}: tied; the same validation samples do not show it better than its faster neighbour (95 %)"
+    headings = ("fingerprint", "latency", "ratio", "speed-up", "drop val", "drop test", "size")
+    for heading in (*headings, *(["memory"] if memory else [])):
         table.add_column(heading, justify="left" if heading == "fingerprint" else "right", no_wrap=True)
     table.add_column("what was done", ratio=1)
     for entry in entries:
@@ -142,16 +153,81 @@ def front_table(entries: Sequence[dict[str, Any]], metric: str, title: str) -> T
             (f"{TIED} " if entry["tied_with"] else "") + _points(entry["drop_points_validation"]),
             _points(entry["drop_points_test"]),
             f"{entry['size_bytes'] / 1e6:.2f} MB",
+            *([_megabytes(entry["peak_memory_bytes"])] if memory else []),
             escape(entry["what"]),
             style="" if entry["on_front"] else "dim",
         )
+    return _under(table, caption)
+
+
+def found_tables(stages: Sequence[Mapping[str, Any]], found: Found) -> Iterator[Group]:
+    """What a search did and found out, each part with a line of its own; nothing of what is not known."""
+    if stages:
+        yield _stages_table(stages)
+    if found.audits:
+        yield _audits_table(found.audits)
+    info = importances_info(found)
+    if info.outcomes:
+        yield _importances_table(info)
+
+
+def _small_table(title: str, *columns: str) -> Table:
+    """A table whose first column holds words and the others numbers."""
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="right" if place else "left")
     return table
+
+
+def _under(table: Table, text: str) -> Group:
+    """A table with a caption that may be wider than it."""
+    return Group(table, Text(text, style="table.caption"))
+
+
+def _stages_table(stages: Sequence[Mapping[str, Any]]) -> Group:
+    table = _small_table("Stages", "stage", "time", "candidates", "hypervolume before", "after", "gained")
+    for row in stages_info(stages):
+        table.add_row(escape(row.stage), row.time, row.candidates, row.before, row.after, row.gain)
+    return _under(table, "hypervolume: in all objectives, on what the search selects by; more is better")
+
+
+def _audits_table(audits: Sequence[Audit]) -> Group:
+    table = _small_table("Can few steps foretell many?", "rungs", "ratio", "candidates", "correlation", "")
+    for audit in audits:
+        figure = "all alike" if math.isnan(audit.correlation) else f"{audit.correlation:+.2f}"
+        mark = "[green]trusted[/green]" if audit.trusted else "[yellow]not trusted[/yellow]"
+        table.add_row(
+            f"{audit.lower} → {audit.upper}", f"{audit.low:.3f}–{audit.high:.3f}", str(audit.count), figure, mark
+        )
+    return _under(
+        table,
+        f"Spearman's rank correlation of qualities on two rungs, by bins of latency; trusted from {TRUSTED:g} on.\n"
+        "Rung 0 is without recovery. Of a trusted rung a third goes on to a longer recovery, else up to twice as many.",
+    )
+
+
+def _importances_table(info: ImportancesInfo) -> Group:
+    """A row per setting or group, a pair of columns per outcome."""
+    columns = [column for outcome in info.outcomes for column in (outcome, "by chance")]
+    table = _small_table("Which settings matter", "", *columns)
+    for name in info.names:
+        bars = [next((bar for bar in bars if bar.name == name), None) for bars in info.outcomes.values()]
+        cells = [
+            cell for bar in bars for cell in ((f"{bar.share:.0f} %", f"{bar.chance:.0f} %") if bar else ("–", "–"))
+        ]
+        table.add_row(escape(name), *cells, style="" if any(bar and bar.shown for bar in bars) else "dim")
+    told = "share of the variance that each explains by itself (fANOVA); by chance: up to so much, in 19 of 20 cases"
+    return _under(table, "\n".join([*info.notes, told]))
 
 
 def wide_console() -> Console:
     """A console for tables: the terminal's width, or 140 columns where there is no terminal."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=140)
+
+
+def _megabytes(size: int | None) -> str:
+    return "–" if size is None else f"{size / 1e6:.0f} MB"
 
 
 def _points(value: float | None) -> str:

@@ -332,7 +332,7 @@ def build_space(
         available = profile.precisions.get(layer.kind, ("fp32",))
         gone = {*dropped, *(dropped_there or {}).get(layer.name, ())}
         legal = [p for p in legal_precisions(layer) if p == "fp32" or (p in available and p not in gone)]
-        scope = _scope(rule, number, layer)
+        scope = rule.scope(number, layer)
         offered = tuple(p for p in rule.precision if p in legal) or ("fp32",)
         choices[layer.name] = LayerChoice(scope, offered, rule)
         before = levels.get(f"precision:{scope}", ())
@@ -353,17 +353,9 @@ def build_space(
     recovery, held = _distill_variables(rules.distill)
     fixed: dict[str, float | str] = {name: options[0] for name, options in levels.items() if len(options) == 1}
     space = SearchSpace(rules, table, profile, (*searched, *recovery), {**fixed, **held}, choices)
-    if not space.variables or (not dropped and _asks_beyond_recovery(rules) and _leaves_all(space)):
+    if not space.variables or (not dropped and rules.asks_beyond_recovery and _leaves_all(space)):
         raise nothing_to_choose(rules, table, profile, dropped, default_space(table))
     return space
-
-
-def _asks_beyond_recovery(rules: SpaceRules) -> bool:
-    """Whether a space is about more than teaching the model as it is."""
-    fields = SpaceRules.model_fields
-    return any(
-        getattr(rules, name) != fields[name].default for name in ("groups", "blocks", "layers", "sparsity", "learn")
-    )
 
 
 def _leaves_all(space: SearchSpace) -> bool:
@@ -396,15 +388,6 @@ def _ruled_layers(rules: SpaceRules, table: LayerTable) -> Iterator[tuple[Layer,
     for layer in table.layers:
         if layer.name in last:
             yield layer, last[layer.name], rules.layers[last[layer.name]]
-
-
-def _scope(rule: LayerRule, number: int, layer: Layer) -> str:
-    """Rules have scopes of their own, so that a later rule takes its layers out of an earlier one's."""
-    if rule.share == "all":
-        return f"rule {number}"
-    if rule.share == "block" and layer.block:
-        return f"{layer.block} (rule {number})"
-    return layer.name
 
 
 def _distill_variables(rule: DistillRule) -> tuple[list[Variable], dict[str, float]]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autocompress.errors import ConfigError
 from autocompress.folder import claimed
-from autocompress.launch import Limits, open_loop, opened_shop, read_order, settle_folder
+from autocompress.launch import Limits, open_loop, opened_shop, settle_folder
 from autocompress.searching.controller import Controller, Sampler
 from autocompress.searching.kit import pack
+from autocompress.searching.order import read_order
 from autocompress.searching.ray_runner import check_ray, connect
 from autocompress.searching.runner import InProcess
 from autocompress.searching.status import Silent, Watcher
@@ -35,6 +36,8 @@ def ray_tune(
     min_speedup: str | float | None = None,
     max_drop: str | None = None,
     max_size: str | int | None = None,
+    max_memory: str | int | None = None,
+    objectives: str | Sequence[str] | None = None,
     sampler: Sampler = "auto",
     seed: int = 0,
     warm_start: str | Path | None = None,
@@ -48,9 +51,9 @@ def ray_tune(
 
     Probes the device and evaluates dense and uniform int8 first, here; then each of Tune's trials evaluates one plan,
     proposed by the controller of `strategy: joint`. Metrics: quality, latency_s, latency_ratio,
-    latency_ratio_best_dense, size_bytes, feasible, and over_NAME per budget (0 or less is within). A candidate that
-    fails is a trial with an error. All outcomes are kept in `out`, a run folder: `autocompress report` and `pick` work
-    there, and the same call goes on with it.
+    latency_ratio_best_dense, size_bytes, peak_memory_bytes (where memory is asked for), feasible, and over_NAME per
+    budget (0 or less is within). A candidate that fails is a trial with an error. All outcomes are kept in `out`, a run
+    folder: `autocompress report` and `pick` work there, and the same call goes on with it.
 
     Args:
         task: model, data and metric.
@@ -61,6 +64,8 @@ def ray_tune(
         min_speedup: such as "2x", against the fastest dense fp32 setting.
         max_drop: such as "1pt" (absolute) or "1%" (relative).
         max_size: of the file, such as "5MB", or bytes.
+        max_memory: of a process that loads the file and runs one query, such as "200MB", or bytes.
+        objectives: of the controller, as in `autocompress.search`; with memory among them it is a metric too.
         sampler: of the controller, as in `autocompress.search`.
         seed: of the sampler and of the recoveries.
         warm_start: folder of an earlier run on the same model, whose front is proposed first.
@@ -79,8 +84,9 @@ def ray_tune(
     check_ray(ray, threads)
     order = read_order(
         task, out=out or f"runs/{task.name}-tune", space=space, hardware=hardware, max_latency=max_latency,
-        min_speedup=min_speedup, max_drop=max_drop, max_size=max_size, strategy="joint", sampler=sampler, seed=seed,
-        warm_start=warm_start, bank_limit=bank_limit, source=source, more={},
+        min_speedup=min_speedup, max_drop=max_drop, max_size=max_size, max_memory=max_memory, objectives=objectives,
+        strategy="joint", sampler=sampler, seed=seed, warm_start=warm_start, bank_limit=bank_limit, source=source,
+        more={},
     )  # fmt: skip
     from autocompress.searching.ray_tune import Judge, PlanSearcher, hire, make_trainable, retire
 
@@ -97,7 +103,7 @@ def ray_tune(
     assert dense.quality is not None
     kit = pack(shop, threads)
     kit.marker.touch()
-    clerk = hire(kit, shop.bench.dense.path.resolve(), shop.bench.best_dense)
+    clerk = hire(kit, shop.bench.dense.path.resolve(), shop.bench.best_dense, order.needs_memory)
     controller = loop.proposer()
     assert isinstance(controller, Controller)
     judge = Judge(order.budgets, dense.quality, task.metric.maximize)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -119,6 +121,23 @@ def test_violations_count_the_upper_end_of_the_interval(make_trial, budgets, nam
     trial = make_trial(0, 0.5, 0.88, doubt=0.2)
     assert budgets.violations(trial, 0.9, True) == {name: pytest.approx(over)}
     assert bool(budgets.lacks(trial, 0.9, True)) == (over > 0)
+
+
+@pytest.mark.parametrize(
+    ("peak", "over", "lacks"),
+    [
+        pytest.param(40_000_000, -0.2, [], id="within"),
+        pytest.param(60_000_000, 0.2, ["its peak memory is 60 MB, 50 MB allowed"], id="over"),
+        pytest.param(None, math.inf, ["its peak memory is not measured, 50 MB allowed"], id="not_known"),
+    ],
+)
+def test_memory_is_judged_by_what_was_measured(make_trial, peak, over, lacks):
+    trial = make_trial(0, 0.5, 0.88)
+    trial = trial.replace(latency=replace(trial.latency, peak_memory_bytes=peak))
+    budgets = Budgets(max_memory_bytes=50_000_000)
+    assert budgets.violations(trial, 0.9, True) == {"memory": pytest.approx(over)}
+    assert budgets.lacks(trial, 0.9, True) == lacks
+    assert list(budgets.sentences()) == ["needs at most 50 MB of memory"]
 
 
 def test_violations_have_the_same_names_for_every_trial(make_trial):

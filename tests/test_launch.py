@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import itertools
 import json
@@ -303,6 +304,82 @@ def test_a_size_that_no_choice_of_bits_keeps_is_refused_before_any_work(
     with pytest.raises(SpaceError, match=r"small\.yaml: solve\.max_size: 0\.2 .* is 0\.256 .*; give 0\.26 or more"):
         autocompress.search(task, out=tmp_path / "run", space=space)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"objectives": "latency,quality,sise"}, r"--objectives: 'sise' is unknown; did you mean 'size'\?"),
+        ({"objectives": ["latency", "size"]}, "--objectives latency,size: lacks quality, which every search needs"),
+        ({"max_memory": "much"}, "--max-memory must be a size above 0 such as 500MB, 2GB or 1.5GiB, but got 'much'"),
+        (
+            {"objectives": "latency,quality,memory", "hardware": "raspberry-pi-5"},
+            "--objectives latency,quality,memory: peak memory is not known on hardware profile 'raspberry-pi-5' "
+            r"\(its latencies are analytic, .*size stands for it there: --objectives latency,quality,size or",
+        ),
+        ({"max_memory": "50MB", "hardware": "raspberry-pi-5"}, "--max-memory 50MB: peak memory is not known on"),
+    ],
+    ids=["unknown", "lacking", "no_size", "memory_of_a_chip", "budget_of_a_chip"],
+)
+def test_objectives_that_mean_nothing_are_refused_before_any_work(
+    task: autocompress.Task, tmp_path: Path, settings: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        autocompress.search(task, out=tmp_path / "run", **settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_quality_without_a_direction_is_refused(task: autocompress.Task, tmp_path: Path) -> None:
+    aimless = dataclasses.replace(task, metric=dataclasses.replace(task.metric, maximize=None))
+    with pytest.raises(ConfigError, match=r"gives quality no direction: maximize is None, but must be True \(more"):
+        autocompress.search(aimless, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ranks alone, without recovery."""
+    path = tmp_path_factory.mktemp("space") / "ranks.yaml"
+    path.write_text("layers: [{match: '*', rank: [1.0, 0.5, 0.25]}]\ndistill: {steps: [0]}\n")
+    return path
+
+
+def test_three_objectives_are_searched_kept_and_held_to(task: autocompress.Task, tmp_path: Path, ranks: Path) -> None:
+    """Oracle: domination by ratio, quality and bytes, worked out plainly; a resumed run with others is refused."""
+    asked = {"space": ranks, "hardware": "raspberry-pi-5", "budget": "3m", "max_trials": 5}
+    run = autocompress.search(task, out=tmp_path / "run", objectives="latency,quality,size", **asked)
+    assert run.objectives.names == ("latency", "quality", "size")
+    figures = {
+        t.fingerprint: (t.latency.ratio_best_dense, -t.quality_confirm, t.artifact.size_bytes)
+        for t in run.front.judged
+        if t.latency and t.quality_confirm is not None and t.artifact
+    }
+    dominated = {
+        ours
+        for (ours, mine), theirs in itertools.product(figures.items(), figures.values())
+        if mine != theirs and all(a >= b for a, b in zip(mine, theirs, strict=True))
+    }
+    assert {t.fingerprint for t in run.front.points} == set(figures) - dominated
+    assert "File size and quality" in run.report().read_text()
+    with pytest.raises(RunMismatchError, match="objectives: latency,quality,size there, latency,quality now"):
+        autocompress.search(task, out=tmp_path / "run", **{**asked, "max_trials": 6})
+
+
+def test_memory_is_measured_where_it_is_an_objective(task: autocompress.Task, tmp_path: Path, ranks: Path) -> None:
+    """Oracle: every candidate has a peak; what is picked keeps the budget by it, and nothing runs in 1 MB."""
+    run = autocompress.search(
+        task, out=tmp_path / "run", space=ranks, hardware="cpu-1-thread", budget="3m", max_trials=3,
+        objectives="latency,quality,memory", max_memory="4GB",
+    )  # fmt: skip
+    peaks = {t.fingerprint: t.latency.peak_memory_bytes for t in run.trials if t.latency}
+    assert len(peaks) == 3
+    assert all(peak is not None and peak > 10_000_000 for peak in peaks.values())
+    assert {e["fingerprint"]: e["peak_memory_bytes"] for e in run.entries()}.items() <= peaks.items()
+    assert "Peak memory and quality" in run.report().read_text()
+    picked = run.pick(tmp_path / "picked", max_memory="4GB")
+    assert picked.figures["peak_memory_bytes"] == peaks[picked.figures["fingerprint"]]
+    with pytest.raises(NothingFitsError, match=r"its peak memory is [0-9.]+ MB, 1 MB allowed"):
+        run.pick(tmp_path / "none", max_memory="1MB")
 
 
 def test_budgets_mark_trials_and_say_what_they_lack(task: autocompress.Task, tmp_path: Path, space: Path) -> None:

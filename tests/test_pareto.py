@@ -13,9 +13,9 @@ from autocompress.pareto import (
     best_first,
     domination_ranks,
     hypervolume,
+    log_ratio,
     nondominated,
     reference_point,
-    search_point,
 )
 
 coarse = st.integers(0, 4).map(float)  # few values, so that ties and duplicates are common
@@ -101,9 +101,9 @@ def test_one_more_point_never_shrinks_the_hypervolume(points, another):
     assert hypervolume([*points, another], (5, -1), [False, True]) >= before - 1e-12
 
 
-def test_search_point_is_the_logarithm_of_the_ratio():
-    assert search_point(0.5, 0.9) == (math.log(0.5), 0.9)
-    assert np.isnan(search_point(0.0, 0.9)[0])
+def test_log_ratio_of_what_is_no_ratio_is_no_number():
+    assert log_ratio(0.5) == math.log(0.5)
+    assert all(np.isnan(log_ratio(ratio)) for ratio in (0.0, -1.0, math.nan))
 
 
 @pytest.mark.parametrize(

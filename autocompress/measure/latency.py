@@ -56,6 +56,7 @@ class Bench:
         dense: the dense artefact.
         best_dense: the setting in which dense is fastest; None until the probe has found it.
         say: told who is waited for; stderr by default.
+        memory: whether the search tier measures peak memory too, in one more process for each candidate.
     """
 
     def __init__(
@@ -66,9 +67,11 @@ class Bench:
         best_dense: Setting | None = None,
         *,
         say: Callable[[str], None] = warn,
+        memory: bool = False,
     ) -> None:
         self.profile = profile
         self.inputs = inputs
+        self.memory = memory
         self.setting = Setting(profile.runtime, profile.threads, profile.device)
         self.dense = Contestant("dense", dense, self.setting)
         self.best_dense = best_dense or self.setting
@@ -122,10 +125,10 @@ class Bench:
         timing = self.profile.timing
         with self._lock:
             if tier == "search":
-                races, peak = [self._search(contestants, names, rivals)], None
+                races = [self._search(contestants, names, rivals)]
             else:
                 races = [self._fresh(contestants, names, tier) for _ in range(PROCESSES)]
-                peak = self._peak_memory(candidate)
+            peak = self._peak_memory(candidate) if self.memory or tier != "search" else None
         return summarize(races, names, self.setting, timing, tier=tier, peak=peak)
 
     def outputs(self, path: Path) -> NDArray[Any]:

@@ -151,9 +151,10 @@ LAST: tuple[tuple[str, bool], ...] = (
 
 
 def columns(view: RunView) -> tuple[tuple[str, bool], ...]:
-    """The table's columns: both parts of validation, or all of it where it is not divided."""
+    """The table's columns: both parts of validation, or all of it where not divided; memory where it is compared."""
     qualities = ("Select", "Confirm") if view.divided else ("Validation",)
-    return (*FIRST, *((name, True) for name in qualities), *LAST)
+    memory = [("Memory", True)] if "memory" in view.objectives.names else []
+    return (*FIRST, *((name, True) for name in qualities), *LAST[:-1], *memory, LAST[-1])
 
 
 def candidates_table(view: RunView, front: frozenset[int]) -> str:
@@ -191,7 +192,7 @@ def _sortable(value: float | str | None) -> str:
 
 def _cells(view: RunView, trial: Trial, on_front: bool) -> list[tuple[float | str | None, str]]:
     latency, artifact = trial.latency, trial.artifact
-    judged = view.quality_of(trial)
+    judged, peak = view.quality_of(trial), latency.peak_memory_bytes if latency else None
     change = judged - view.quality_dense if judged is not None else None
     qualities = (trial.quality, trial.quality_confirm) if view.divided else (trial.quality,)
     state = '<span class="badge front">front</span>' if on_front else _state_badge(trial)
@@ -207,6 +208,7 @@ def _cells(view: RunView, trial: Trial, on_front: bool) -> list[tuple[float | st
         (change, escape(words.change(view, judged, view.quality_dense, unit=False))),
         (trial.quality_test, escape(words.quality(view, trial.quality_test))),
         (artifact.size_bytes if artifact else None, words.size(artifact.size_bytes if artifact else None)),
+        *([(peak, words.size(peak))] if "memory" in view.objectives.names else []),
         (trial.fingerprint, f"<code>{trial.fingerprint}</code>"),
     ]
 

@@ -18,6 +18,7 @@ from plotly.offline import get_plotlyjs
 
 from autocompress import pareto
 from autocompress.layers import Layer, LayerTable
+from autocompress.objectives import Objective, amount
 from autocompress.plan import EffectiveLayer, effective_layers
 from autocompress.records import Trial
 from autocompress.report import words
@@ -37,12 +38,19 @@ KINDS: dict[str, tuple[str, str, str, int]] = {
 }
 FRONT_COLOUR = "#2563eb"
 
+#: With a third objective, diameters of markers that take next to nothing of it, and as much as dense; in pixels.
+SMALL, LARGE = 5.0, 16.0
+
+#: Shares of dense that the legend shows markers of.
+SHARES = (0.1, 0.25, 0.5, 1.0)
+
 
 @dataclass(frozen=True)
 class FrontPoint:
     """One measured trial; `index` is its position in the view's trials, `kind` a key of `KINDS`.
 
-    `tied` says that it is on the front without being shown better than its faster neighbour.
+    `tied` says that it is on the front without being shown better than its faster neighbour; `share` is what it takes
+    of the third objective, as a share of dense.
     """
 
     index: int
@@ -54,6 +62,13 @@ class FrontPoint:
     stderr: float | None
     hover: str
     tied: bool = False
+    share: float | None = None
+
+    @property
+    def diameter(self) -> float:
+        """Of its marker, whose area grows with the share."""
+        share = min(self.share or 0.0, 1.25)
+        return math.sqrt(SMALL**2 + (LARGE**2 - SMALL**2) * share)
 
 
 @dataclass(frozen=True)
@@ -68,6 +83,7 @@ class FrontInfo:
         hidden: number of points outside the shown window.
         source: of the latencies; "measured", "recorded" or "predicted".
         validation: what the qualities are of.
+        sized: the third objective, which the markers' areas show; None where there is none.
     """
 
     points: tuple[FrontPoint, ...]
@@ -81,6 +97,17 @@ class FrontInfo:
     hidden: int
     source: str = "measured"
     validation: str = "validation"
+    sized: Objective | None = None
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Of `front`, those that no other beats in latency and quality alone."""
+        found: list[int] = []
+        for place in self.front:
+            quality = self.points[place].quality
+            if not found or (quality > self.points[found[-1]].quality) == self.maximize:
+                found.append(place)
+        return tuple(found)
 
 
 def front_info(view: RunView) -> FrontInfo:
@@ -103,6 +130,7 @@ def front_info(view: RunView) -> FrontInfo:
         len(points) - len(shown),
         words.source(view),
         words.validation(view),
+        next(iter(view.objectives.more), None),
     )
 
 
@@ -127,7 +155,16 @@ def _front_point(view: RunView, index: int, trial: Trial) -> FrontPoint:
         trial.stderr_on(view.part),
         point_hover(view, trial),
         bool(words.tied_with(view, trial)),
+        _share(view, trial),
     )
+
+
+def _share(view: RunView, trial: Trial) -> float | None:
+    """What a trial takes of the third objective, as a share of dense; None where there is none, or it is not known."""
+    for name in view.objectives.more[:1]:
+        taken, dense = amount(trial, name), amount(view.dense, name) if view.dense else None
+        return taken / dense if taken is not None and dense else None
+    return None
 
 
 def point_hover(view: RunView, trial: Trial) -> str:
@@ -192,9 +229,11 @@ def draw_front(info: FrontInfo) -> go.Figure:
     for kind in KINDS:
         chosen = [p for i, p in enumerate(info.points) if p.kind == kind and not _plain_front(info, i)]
         if chosen:
-            figure.add_trace(_markers(kind, chosen, info.percent))
+            figure.add_trace(_markers(kind, chosen, info.percent, info.sized is not None))
     if info.front:
         figure.add_trace(_front_line(info))
+    if info.sized is not None:
+        _show_shares(figure, info, info.sized)
     figure.add_trace(
         go.Scatter(
             x=[],
@@ -215,17 +254,19 @@ def _plain_front(info: FrontInfo, position: int) -> bool:
     return position in info.front and info.points[position].kind in ("candidate", "over budget")
 
 
-def _markers(kind: str, points: Sequence[FrontPoint], percent: bool) -> go.Scatter:
+def _markers(kind: str, points: Sequence[FrontPoint], percent: bool, sized: bool) -> go.Scatter:
     name, symbol, colour, size = KINDS[kind]
     symbols = [f"{symbol}-open" if p.tied else symbol for p in points]
-    marker = {"symbol": symbols, "color": colour, "size": size, "opacity": 1}
+    sizes = [p.diameter for p in points] if sized else size
+    marker: dict[str, Any] = {"symbol": symbols, "color": colour, "size": sizes, "opacity": 1}
     marker["line"] = {"width": [1.5 if "open" in one else 0 for one in symbols]}
     return go.Scatter(name=name, mode="markers", marker=marker, **_coordinates(points, percent, colour))
 
 
 def _front_line(info: FrontInfo) -> go.Scatter:
-    points = [info.points[i] for i in info.front]
-    sizes = [11 if _plain_front(info, i) else 0 for i in info.front]
+    steps = info.steps if info.sized else info.front
+    points = [info.points[i] for i in steps]
+    sizes = [(info.points[i].diameter if info.sized else 11) if _plain_front(info, i) else 0 for i in steps]
     return go.Scatter(
         name="Pareto front",
         mode="lines+markers",
@@ -239,6 +280,27 @@ def _front_line(info: FrontInfo) -> go.Scatter:
         },
         **_coordinates(points, info.percent, FRONT_COLOUR),
     )
+
+
+def _show_shares(figure: go.Figure, info: FrontInfo, sized: Objective) -> None:
+    """What is on the front by the third objective alone, and a legend of what areas mean."""
+    points = [info.points[i] for i in info.front if i not in info.steps and _plain_front(info, i)]
+    if points:
+        marker = {"color": "#38bdf8", "opacity": 1, "size": [p.diameter for p in points]}
+        name = f"on the front by its {words.TAKEN[sized]}"
+        figure.add_trace(
+            go.Scatter(name=name, mode="markers", marker=marker, **_coordinates(points, info.percent, "#38bdf8"))
+        )
+    for share in SHARES:
+        size = FrontPoint(-1, "", 0, 0, 0, 0, None, "", share=share).diameter
+        marker = {"color": LINE, "size": size}
+        name = f"{share:.0%}".replace("%", " %")
+        figure.add_trace(
+            go.Scatter(x=[None], y=[None], mode="markers", marker=marker, name=name, legend="legend2", hoverinfo="skip")
+        )
+    title = {"text": f"{words.TAKEN[sized]}, share of dense"}
+    place = {"orientation": "h", "x": 1, "xanchor": "right", "y": 0.01, "yanchor": "bottom", "title": title}
+    figure.update_layout(legend2={**place, "itemclick": False, "itemdoubleclick": False})
 
 
 def _coordinates(points: Sequence[FrontPoint], percent: bool, colour: str) -> dict[str, Any]:
@@ -277,13 +339,13 @@ def _front_axes(figure: go.Figure, info: FrontInfo) -> None:
         tickvals=[t[0] for t in ticks],
         ticktext=[t[1] for t in ticks],
         title="latency ratio to the fastest dense fp32" + ("" if info.source == "measured" else f" ({info.source})"),
-        **_axis(),
+        **axis_style(),
     )
     figure.update_yaxes(
         range=[q * scale for q in info.y_range],
         ticksuffix=" %" if info.percent else "",
         title=f"{escape(info.metric)}, {info.validation}{better}",
-        **_axis(),
+        **axis_style(),
     )
     figure.add_vline(x=1.0, line={"color": LINE, "width": 1, "dash": "dot"})
     figure.add_hline(y=info.quality_dense * scale, line={"color": LINE, "width": 1, "dash": "dot"})
@@ -490,18 +552,16 @@ class ProgressInfo:
 
 
 def progress_info(view: RunView) -> ProgressInfo:
-    """Hypervolume over time of (ln latency ratio, validation quality), DONE and measured trials only."""
+    """Hypervolume over time in the coordinates of `Objectives.point`, DONE and measured trials only."""
     counted = [(i, t) for i, t in enumerate(view.trials) if t.state == "DONE" and _plotted(view, t)]
     counted.sort(key=lambda pair: (pair[1].finished_s, pair[1].number))
-    reference = pareto.reference_point(view.quality_dense, view.maximize)
-    points: list[tuple[float, float]] = []
+    objectives, dense = view.objectives, view.dense
+    reference, maximize = objectives.reference(view.quality_dense, view.maximize), objectives.directions(view.maximize)
+    points: list[tuple[float, ...]] = []
     volumes = []
     for _, trial in counted:
-        quality = view.quality_of(trial)
-        assert trial.latency is not None
-        assert quality is not None
-        points.append(pareto.search_point(trial.latency.ratio_best_dense, quality))
-        volumes.append(pareto.hypervolume(points, reference, (False, view.maximize)))
+        points.append(objectives.point(trial, dense, view.part))
+        volumes.append(pareto.hypervolume(points, reference, maximize))
     texts = tuple("<br>".join(escape(w) for w in textwrap.wrap(words.what(view, t), 56)) for _, t in counted)
     return ProgressInfo(tuple(i for i, _ in counted), tuple(t.finished_s for _, t in counted), tuple(volumes), texts)
 
@@ -509,7 +569,7 @@ def progress_info(view: RunView) -> ProgressInfo:
 def draw_progress(info: ProgressInfo) -> go.Figure:
     """A step line with one marker per trial; those that advanced the front are filled."""
     figure = go.Figure(layout=base_layout(height=300))
-    unit, scale = _time_unit(max(info.finished_s, default=0.0))
+    unit, scale = time_unit(max(info.finished_s, default=0.0))
     gains = [b > a for a, b in zip((0.0, *info.hypervolume), info.hypervolume, strict=False)]
     figure.add_trace(
         go.Scatter(
@@ -528,13 +588,14 @@ def draw_progress(info: ProgressInfo) -> go.Figure:
             hovertemplate="%{hovertext}<br>hypervolume %{y:.4g}, %{x:.3g} " + unit + "<extra></extra>",
         )
     )
-    figure.update_xaxes(title=f"search time, {unit}", rangemode="tozero", **_axis())
-    figure.update_yaxes(title="hypervolume", rangemode="tozero", **_axis())
+    figure.update_xaxes(title=f"search time, {unit}", rangemode="tozero", **axis_style())
+    figure.update_yaxes(title="hypervolume", rangemode="tozero", **axis_style())
     figure.update_layout(hovermode="closest")
     return figure
 
 
-def _time_unit(longest: float) -> tuple[str, float]:
+def time_unit(longest: float) -> tuple[str, float]:
+    """Unit for times up to `longest` seconds, and the seconds in it."""
     return ("s", 1.0) if longest < 300 else ("min", 60.0) if longest < 7200 else ("h", 3600.0)
 
 
@@ -580,7 +641,7 @@ def draw_seconds(info: SecondsInfo) -> go.Figure:
         legend={"orientation": "h", "y": 1.05, "yanchor": "bottom", "traceorder": "normal"},
         hovermode="closest",
     )
-    figure.update_xaxes(ticksuffix=" %", range=[0, 100], fixedrange=True, **_axis())
+    figure.update_xaxes(ticksuffix=" %", range=[0, 100], fixedrange=True, **axis_style())
     figure.update_yaxes(visible=False, fixedrange=True)
     return figure
 
@@ -590,7 +651,8 @@ def plotly_script() -> str:
     return str(get_plotlyjs())
 
 
-def _axis() -> dict[str, Any]:
+def axis_style() -> dict[str, Any]:
+    """What the axes of all figures share."""
     return {"gridcolor": GRID, "zeroline": False, "linecolor": LINE, "ticks": "", "automargin": True}
 
 

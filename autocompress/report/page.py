@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from html import escape
 from importlib import resources
 from itertools import cycle
 from typing import Any
 
-from autocompress.report import figures, words
+from autocompress.report import figures, insight, words
 from autocompress.report.candidates import candidates_table, panel_data
 from autocompress.report.elsewhere import draw_elsewhere, elsewhere_info, elsewhere_table
+from autocompress.report.html import scroll as _scroll
+from autocompress.report.html import section as _section
+from autocompress.report.html import table as _table
 from autocompress.report.sensitivity import draw_sensitivity, sensitivity_info
 from autocompress.report.sensitivity import height as sensitivity_height
+from autocompress.report.stages import bands_info, shade
+from autocompress.report.taken import draw_taken, taken_info, taken_words
 from autocompress.report.view import RunView
 
 
@@ -78,14 +83,16 @@ def _figures(view: RunView, selected: int | None) -> dict[str, Any]:
     drawn = {}
     if figures.front_info(view).points:
         drawn["front"] = figures.draw_front(figures.front_info(view))
+    drawn |= {name: draw_taken(taken_info(view, name)) for name in view.objectives.more}
     if selected is not None and view.table.layers:
         drawn["layers"] = figures.draw_layers(figures.layers_info(view, selected))
     if view.elsewhere:
         drawn["elsewhere"] = draw_elsewhere(elsewhere_info(view))
+    drawn |= insight.figures(view)
     if view.sensitivities:
         drawn["sensitivity"] = draw_sensitivity(sensitivity_info(view))
     if figures.progress_info(view).index:
-        drawn["progress"] = figures.draw_progress(figures.progress_info(view))
+        drawn["progress"] = shade(figures.draw_progress(figures.progress_info(view)), bands_info(view))
     if sum(figures.seconds_info(view).seconds) > 0:
         drawn["seconds"] = figures.draw_seconds(figures.seconds_info(view)).update_layout(showlegend=False)
     return {name: json.loads(figure.to_json()) for name, figure in drawn.items()}
@@ -94,6 +101,7 @@ def _figures(view: RunView, selected: int | None) -> dict[str, Any]:
 def _body(view: RunView) -> Iterator[str]:
     yield _header(view)
     yield _front_section(view)
+    yield from (_section(*taken_words(taken_info(view, name))) for name in view.objectives.more)
     if view.elsewhere:
         yield _elsewhere_section(view)
     if view.trials and view.table.layers:
@@ -104,10 +112,13 @@ def _body(view: RunView) -> Iterator[str]:
             "Darker is compressed more: weights kept by structure removal in % of the layer, bits of each weight, rank "
             "in % of the full rank (no number: not factorized). A cross marks a layer that is gone with what holds it.",
         )
+    yield from insight.loss_section(view)
     if view.sensitivities:
         yield _sensitivity_section(view)
     if view.trials:
         yield f'<div class="pair">{_progress_section(view)}{_seconds_section(view)}</div>'
+    yield from insight.outcome_sections(view)
+    if view.trials:
         yield _section(
             f"All {len(view.trials)} candidates",
             '<p class="note">Click a row to see it above; click a column title to sort. Speed-up and ratio are to '
@@ -118,11 +129,6 @@ def _body(view: RunView) -> Iterator[str]:
         )
     yield from _facts(view)
     yield "<footer>Written by autocompress. This file loads nothing from the network.</footer>"
-
-
-def _section(title: str, content: str, under: str = "") -> str:
-    foot = f'<p class="under">{under}</p>' if under else ""
-    return f"<section><h2>{title}</h2>{content}{foot}</section>"
 
 
 def _header(view: RunView) -> str:
@@ -195,7 +201,8 @@ def _front_section(view: RunView) -> str:
     outside = f" {info.hidden} with far worse quality lie outside the first view." if info.hidden else ""
     under = (
         f"Further left is faster, {'higher' if view.maximize else 'lower'} is better. Horizontal bars are 95 % "
-        f"intervals{bars}; dotted lines are the dense model. Click a point to see what it is.{outside} "
+        f"intervals{bars}; dotted lines are the dense model. "
+        f"{words.sized(view)}Click a point to see what it is.{outside} "
         "Double-click to see every point, once more to return; drag to zoom."
     )
     ties = ""
@@ -244,10 +251,10 @@ def _front_words(view: RunView, count: int) -> str:
         return "The front is empty."
     models = f"{count} model{'s' if count != 1 else ''}"
     if view.part == "select" or not view.divided:
-        return f"Front: {models} that no other beats in both."
+        return f"Front: {models} that no other beats in {words.all_objectives(view)}."
     return (
-        f"Front: {models} that no other finalist beats in both. The search chose the finalists on the select part of "
-        "validation; shown is the confirm part, which it never looked at."
+        f"Front: {models} that no other finalist beats in {words.all_objectives(view)}. The search chose the "
+        "finalists on the select part of validation; shown is the confirm part, which it never looked at."
     )
 
 
@@ -267,8 +274,8 @@ def _progress_section(view: RunView) -> str:
         return _section("Progress", '<p class="empty">No candidate within the budgets has been measured.</p>')
     return _section(
         "Progress",
-        '<div id="progress" class="figure"></div>',
-        "Hypervolume of (log latency ratio, quality) dominated so far; large dots advanced the front.",
+        f'<div id="progress" class="figure"></div>{insight.stages_table(view)}',
+        f"Hypervolume of ({words.coordinates(view)}) dominated so far; large dots advanced the front.",
     )
 
 
@@ -343,20 +350,6 @@ def _precision_facts(probe: Mapping[str, Any]) -> str:
         return ""
     heads = ("Precision", "Latency ratio to fp32", "In the search", "Why")
     return f'<h3 style="margin-top:20px">Precision levels</h3>{_scroll(heads, rows, (1,))}'
-
-
-def _scroll(heads: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[int] = ()) -> str:
-    return f'<div class="scroll">{_table(heads, rows, numeric)}</div>'
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[int] = ()) -> str:
-    """An HTML table; cells are HTML already."""
-
-    def line(tag: str, cells: Sequence[str]) -> str:
-        marks = ("" if i not in numeric else " class=num" for i in range(len(cells)))
-        return "<tr>" + "".join(f"<{tag}{m}>{c}</{tag}>" for m, c in zip(marks, cells, strict=True)) + "</tr>"
-
-    return f"<table><thead>{line('th', heads)}</thead><tbody>{''.join(line('td', r) for r in rows)}</tbody></table>"
 
 
 def _text(value: object) -> str:

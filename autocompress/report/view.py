@@ -9,7 +9,9 @@ from functools import cached_property
 from typing import Any
 
 from autocompress.elsewhere import Elsewhere
+from autocompress.found import Found, Loss
 from autocompress.layers import LayerTable
+from autocompress.objectives import USUAL, Objectives
 from autocompress.records import Part, Trial
 
 
@@ -40,7 +42,12 @@ class RunView:
             ``precision``, ``weight_bits``, ``kl``, ``measured``, ``cost_s``, ``size_bytes``.
         part: of validation, by which the trials are judged.
         divided: whether validation has two parts to tell apart; in old runs, and of few samples, it has not.
+        stages: of the search, as ``state.json`` has them: ``stage``, ``seconds``, ``candidates``,
+            ``hypervolume_before``, ``hypervolume_after``.
+        found: what the search found out beside its candidates.
+        losses: what single choices lose.
         ties: fingerprint of a point of the front to those whose quality it is not shown to exceed.
+        objectives: by which the trials are compared.
     """
 
     name: str
@@ -63,10 +70,19 @@ class RunView:
     part: Part = "select"
     divided: bool = False
     ties: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    objectives: Objectives = USUAL
+    stages: tuple[Mapping[str, Any], ...] = ()
+    found: Found = field(default_factory=Found)
+    losses: tuple[Loss, ...] = ()
 
     def quality_of(self, trial: Trial) -> float | None:
         """What a trial is judged by."""
         return trial.quality_on(self.part)
+
+    @property
+    def dense(self) -> Trial | None:
+        """The measured dense trial."""
+        return next((t for t in self.trials if t.origin == "dense" and t.measured), None)
 
     @cached_property
     def percent(self) -> bool:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from autocompress.objectives import Objective
 from autocompress.plan import describe
 from autocompress.records import Latency, Trial
 from autocompress.report.view import RunView
@@ -18,6 +19,9 @@ HOW_TIMED = {
     "recorded": "its latency composed from a table recorded on the device (not measured)",
     "measured": "timed on this device",
 }
+
+#: Objective beside latency and quality to what its bytes are of.
+TAKEN: dict[Objective, str] = {"size": "file size", "memory": "peak memory"}
 
 #: The largest drop that the headline accepts: 1 point, or 1 % relative for raw metrics.
 HEADLINE_DROP = 0.01
@@ -152,6 +156,24 @@ def tied_with(view: RunView, trial: Trial) -> str:
     """Numbers of the faster trials that a point of the front is tied with in quality, such as "12"; or ""."""
     number = {t.fingerprint: t.number for t in view.trials}
     return ", ".join(str(number[other]) for other in view.ties.get(trial.fingerprint, ()) if other in number)
+
+
+def all_objectives(view: RunView) -> str:
+    """In what a point of the front is not beaten: "both", or "all of" with the names."""
+    names = view.objectives.names
+    return f"all of {', '.join(names[:-1])} and {names[-1]}" if view.objectives.more else "both"
+
+
+def coordinates(view: RunView) -> str:
+    """In what the hypervolume is told."""
+    more = "".join(f", log {name} ratio" for name in view.objectives.more)
+    return f"log latency ratio, quality{more}"
+
+
+def sized(view: RunView) -> str:
+    """What the areas of markers mean, where they mean something."""
+    name = next(iter(view.objectives.more), None)
+    return f"The area of a marker is its {TAKEN[name]}: small ones take little. " if name else ""
 
 
 def _ratio(trial: Trial) -> float:

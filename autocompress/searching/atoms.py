@@ -43,11 +43,13 @@ class Atoms:
             belong to; 0 for the base's own level.
         measured: how many of them were measured.
         count: how many there are; the others are estimated from their like.
+        known: the measured ones.
     """
 
     kl: Mapping[str, tuple[float, ...]]
     measured: int
     count: int
+    known: frozenset[Atom] = frozenset()
 
 
 def measure_atoms(bank: Bank, space: SearchSpace, parts: Parts, samples: int, limit_s: float, say: Say) -> Atoms:
@@ -87,7 +89,7 @@ def measure_atoms(bank: Bank, space: SearchSpace, parts: Parts, samples: int, li
         variable.name: tuple(filled.get((variable.name, level), 0.0) for level in range(len(variable.levels)))
         for variable in space.structure
     }
-    return Atoms(kl, len(known), len(wanted))
+    return Atoms(kl, len(known), len(wanted), frozenset(known))
 
 
 def _belongs_to(name: str, space: SearchSpace, base: Values) -> Values:

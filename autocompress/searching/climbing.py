@@ -7,10 +7,11 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from autocompress.found import Audit
 from autocompress.plan import Plan
 from autocompress.records import Origin, Trial
 from autocompress.searching.controller import Proposal, Tuner, typical_seconds
-from autocompress.searching.rungs import ETA, Audit, Recovered, audits_of, most_gained, promoted
+from autocompress.searching.rungs import ETA, Recovered, audits_of, most_gained, promoted
 from autocompress.searching.seen import NO_PROPOSAL, Clock, Seen, ratio_of, structure_of
 from autocompress.space import SearchSpace, Values
 
@@ -178,9 +179,9 @@ class Climb:
         return audits_of(self._seen.trials.values(), self._seen.judge.maximize)
 
     def _best(self, trials: Sequence[Trial], count: int) -> list[Trial]:
-        reference = self._seen.reference()
-        points = [(math.log(ratio_of(trial)), self._seen.drop(trial)) for trial in trials]
-        return [trials[i] for i in promoted(points, reference, [False, False], max(1, count))]
+        points = [self._seen.point(trial) for trial in trials]
+        best = promoted(points, self._seen.reference(), self._seen.judge.directions, max(1, count))
+        return [trials[i] for i in best]
 
     def _most_promising(self, any_structure: bool) -> Trial | None:
         """The structure, not yet recovered, that is expected to add most hypervolume once it is."""
@@ -197,10 +198,9 @@ class Climb:
             return pool[len(pool) // 2]
         losses, drops = [self._seen.loss(one) for one, _trial in seen], [self._seen.drop(trial) for _one, trial in seen]
         model = Recovered(tuple(losses), tuple(drops))
-        offered = {t.fingerprint: (math.log(ratio_of(t)), model.drop(self._seen.loss(t))) for t in pool}
-        worth = filter(self._seen.worth, self._seen.trials.values())
-        measured = [(math.log(ratio_of(trial)), self._seen.drop(trial)) for trial in worth]
-        best = most_gained(offered, measured, self._seen.reference())
+        offered = {t.fingerprint: self._seen.point(self._after(t, model)) for t in pool}
+        measured = [self._seen.point(trial) for trial in filter(self._seen.worth, self._seen.trials.values())]
+        best = most_gained(offered, measured, self._seen.reference(), self._seen.judge.directions)
         return self._furthest(known, any_structure) if best is None else self._seen.trials[best]
 
     def _furthest(self, known: Collection[Plan], any_structure: bool) -> Trial | None:
@@ -218,6 +218,11 @@ class Climb:
             key=lambda trial: min((abs(math.log(ratio_of(trial)) - log) for log in logs), default=math.inf),
             default=None,
         )
+
+    def _after(self, trial: Trial, model: Recovered) -> Trial:
+        """A trial with the quality that its recovery is expected to give."""
+        drop = model.drop(self._seen.loss(trial))
+        return trial.replace(quality=self._seen.dense_quality() - drop * (1 if self._seen.judge.maximize else -1))
 
     def _recovery(
         self, trial: Trial, settings: Mapping[str, int | float], steps: int, rung: int, origin: Origin

@@ -6,7 +6,7 @@ What whole candidates were measured to lose and to take corrects both, and the p
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -14,11 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.layers import Group
+from autocompress.objectives import Objective
 from autocompress.plan import PRECISIONS, Plan, removed_blocks
 from autocompress.plan.check import removed_layers
 from autocompress.searching.atoms import Atoms
+from autocompress.searching.choices import Choices
+from autocompress.searching.expected import Expected, thinned
 from autocompress.searching.parts import Part, Parts, merged, touched_layers
-from autocompress.searching.solve import front, refit, solve, undominated
+from autocompress.searching.solve import Table, front, refit, solve, unbent
 from autocompress.searching.work import WorkModel
 from autocompress.space import SearchSpace, Values
 
@@ -27,28 +30,12 @@ Array = NDArray[np.float64]
 #: Doubt of a single choice's loss, and of what a whole candidate loses, as shares of them.
 LOSS_DOUBT, LOSS_NOISE = 0.6, 0.15
 
-#: Choices of one part that the program considers at most, where they are put together of inner ones.
-MOST_KEPT = 150
+#: Limits on each further objective that the front is solved under too, each at one in so many of the budgets: a program
+#: with two tight limits takes many times as long as one with a single one.
+LEVELS = 4
 
-#: Whole candidates from which the bend between sums of losses and what they come to is fitted, and its bounds.
-BEND_FROM, BENDS = 4, (0.5, 2.5)
-
-
-@dataclass(frozen=True)
-class Expected:
-    """A candidate as the program sees it.
-
-    Attributes:
-        values: of its variables.
-        plan: what they mean.
-        seconds: per query, expected.
-        loss: sum of what its choices lose, in nats.
-    """
-
-    values: Values
-    plan: Plan
-    seconds: float
-    loss: float
+#: Savings that are believed to be what the layers' bytes say, against measured ones; bounds of what is saved for each.
+SLOPE_DOUBT, SLOPES = 0.3, (0.2, 5.0)
 
 
 @dataclass(frozen=True)
@@ -79,42 +66,6 @@ class _Cell:
     inner: tuple[tuple[_Added, ...], ...] = ()
 
 
-@dataclass(frozen=True)
-class _Choices:
-    """What can be chosen in one part: numbers that the program is about, and the values behind them.
-
-    Attributes:
-        lost: ``(choices,)``.
-        takes: each resource, in one order, ``(choices, resources)``.
-        values: of each choice.
-    """
-
-    lost: Array
-    takes: Array
-    values: Sequence[Values]
-
-    def kept(self) -> _Choices:
-        """Those that no other beats."""
-        good = undominated(self.lost, self.takes.T)
-        return _Choices(self.lost[good], self.takes[good], [self.values[choice] for choice in good])
-
-    def times(self, other: _Choices) -> _Choices:
-        """Every choice with every one of another part: those that none beats, `MOST_KEPT` of them at most."""
-        lost = (self.lost[:, None] + other.lost).ravel()
-        takes = (self.takes[:, None] + other.takes).reshape(len(lost), -1)
-        good = _spread(undominated(lost, takes.T), takes[:, 0])
-        pairs = [divmod(choice, len(other.lost)) for choice in good]
-        return _Choices(lost[good], takes[good], [{**self.values[a], **other.values[b]} for a, b in pairs])
-
-
-def _spread(choices: Sequence[int], along: Array) -> list[int]:
-    """Of more than `MOST_KEPT` choices so many, evenly from the least to the most of what they take."""
-    if len(choices) <= MOST_KEPT:
-        return list(choices)
-    ordered = sorted(choices, key=lambda choice: float(along[choice]))
-    return sorted({ordered[place] for place in np.linspace(0, len(ordered) - 1, MOST_KEPT).round().astype(int)})
-
-
 #: What a plan takes of something beside seconds.
 Resource = Callable[[Plan], float]
 
@@ -129,7 +80,8 @@ class Knapsack:
         work: seconds of plans.
         limits: largest seconds, under "latency", and largest totals of other resources by name.
         dense_s: seconds of the dense model.
-        resources: what else is limited, by name.
+        resources: what else is limited or an objective, by name.
+        along: which of these are objectives beside latency and loss.
     """
 
     def __init__(
@@ -141,6 +93,7 @@ class Knapsack:
         limits: Mapping[str, float],
         dense_s: float,
         resources: Mapping[str, Resource] | None = None,
+        along: Sequence[Objective] = (),
     ) -> None:
         self.space = space
         self.parts = parts
@@ -148,6 +101,9 @@ class Knapsack:
         self.dense_s = dense_s
         self.limits = {**limits, "removed": float(_most_removed(space))}
         self._resources: dict[str, Resource] = {"removed": self._removed, **(resources or {})}
+        self.resources = tuple(resources or ())
+        self.along = tuple(along)
+        self._slopes = dict.fromkeys(self._resources, 1.0)
         self._measured_kl = {name: list(row) for name, row in atoms.kl.items()}
         self.kl = dict(self._measured_kl)
 
@@ -159,7 +115,17 @@ class Knapsack:
     def expected(self, values: Values) -> Expected:
         """What is expected of any candidate."""
         plan = self.space.decode(values)
-        return Expected(values, plan, self.work.seconds(plan), self.loss(values, plan))
+        others: dict[str, float] = {name: self.amount(name, plan) for name in self.along}
+        return Expected(values, plan, self.work.seconds(plan), self.loss(values, plan), others)
+
+    def amount(self, name: str, plan: Plan) -> float:
+        """What a plan is believed to take of a resource."""
+        dense = self._dense_amounts[name]
+        return dense + self._slopes[name] * (self._resources[name](plan) - dense)
+
+    @cached_property
+    def _dense_amounts(self) -> dict[str, float]:
+        return {name: take(Plan()) for name, take in self._resources.items()}
 
     def _effective(self, values: Values, plan: Plan) -> Values:
         """The values with choices at their base, which loses nothing, that the plan leaves no place for.
@@ -191,17 +157,41 @@ class Knapsack:
         found: list[Expected] = []
         for number in range(len(self.parts.shared)):
             errors, costs, values = self._program(number, kl or self.kl)
-            for solution in front(errors, costs, "latency", points, self.limits):
-                assert solution.options is not None
-                found.append(self._chosen(number, values, solution.options))
-        return thinned(found)
+            solved: dict[tuple[int, ...], None] = {}
+            for limits in (self.limits, *self._levels(errors, costs)):
+                budgets = points if limits is self.limits else max(2, points // LEVELS)
+                for solution in front(errors, costs, "latency", budgets, limits):
+                    assert solution.options is not None
+                    solved[solution.options] = None
+            found += [self._chosen(number, values, options) for options in solved]
+        return thinned(found, self.along)
 
-    def at(self, seconds: float, kl: Mapping[str, Sequence[float]] | None = None) -> Expected | None:
-        """The candidate with the least loss within some seconds; None where nothing is that fast."""
+    def _levels(self, errors: Table, costs: Mapping[str, Table]) -> Iterator[dict[str, float]]:
+        """The limits, with one on a further objective: log-spaced from the least of it to what the least loss takes."""
+        best = solve(errors, costs, self.limits) if self.along else None
+        if best is None or best.options is None:
+            return
+        for name in self.along:
+            high = best.costs[name]
+            low = max(best.least[name], 1e-3 * high)
+            for level in np.geomspace(low, max(low, high), LEVELS + 1)[:-1]:
+                yield {**self.limits, name: float(level) * (1 + 1e-9)}
+
+    def at(
+        self,
+        seconds: float,
+        kl: Mapping[str, Sequence[float]] | None = None,
+        others: Mapping[str, float] | None = None,
+    ) -> Expected | None:
+        """The candidate with the least loss within some seconds, and some amounts of further objectives.
+
+        None where nothing is that fast and small.
+        """
+        tighter = {name: min(amount, self.limits.get(name, math.inf)) for name, amount in (others or {}).items()}
         best: Expected | None = None
         for number in range(len(self.parts.shared)):
             errors, costs, values = self._program(number, kl or self.kl)
-            limits = {**self.limits, "latency": min(seconds, self.limits.get("latency", math.inf))}
+            limits = {**self.limits, **tighter, "latency": min(seconds, self.limits.get("latency", math.inf))}
             options = solve(errors, costs, limits).options
             if options is not None:
                 made = self._chosen(number, values, options)
@@ -211,6 +201,21 @@ class Knapsack:
     def learn_seconds(self, measured: Sequence[tuple[Plan, float]]) -> None:
         """Fit the model of seconds to whole candidates."""
         self.work = self.work.fit([plan for plan, _seconds in measured], [seconds for _plan, seconds in measured])
+
+    def learn_amounts(self, name: str, measured: Sequence[tuple[Plan, float]]) -> None:
+        """Correct what plans save of a resource by what whole candidates were measured to take of it.
+
+        A file keeps more than its layers' bytes, and a process more than its file; what is saved is taken to grow in
+        proportion. ``min Σ (s·x - y)² + SLOPE_DOUBT·max x²·(s - 1)²`` for believed and measured savings x and y.
+        """
+        take, dense = self._resources[name], self._dense_amounts[name]
+        believed = np.array([dense - take(plan) for plan, _amount in measured])
+        saved = np.array([dense - amount for _plan, amount in measured])
+        if not believed.any():
+            return
+        doubt = SLOPE_DOUBT * (believed**2).max()
+        slope = (believed @ saved + doubt) / (believed @ believed + doubt)
+        self._slopes[name] = float(np.clip(slope, *SLOPES))
 
     def learn_losses(self, measured: Sequence[tuple[Values, Plan, float]]) -> None:
         """Correct the losses of single choices by what whole candidates, values and plan, lost, in nats.
@@ -342,7 +347,7 @@ class Knapsack:
     ) -> tuple[list[list[float]], dict[str, list[list[float]]], list[Sequence[Values]]]:
         """Errors and costs of the choices of each part that are worth considering, and their values."""
         whole, cells = self._cells[number]
-        totals = {"latency": self.work.seconds(whole)} | {n: take(whole) for n, take in self._resources.items()}
+        totals = {"latency": self.work.seconds(whole)} | {name: self.amount(name, whole) for name in self._resources}
         share = np.array(list(totals.values())) / max(1, len(cells))
         found = [self._choices(cell, kl) for cell in cells]
         errors = [choices.lost.tolist() for choices in found]
@@ -352,31 +357,31 @@ class Knapsack:
         }
         return errors, costs, [choices.values for choices in found]
 
-    def _choices(self, cell: _Cell, kl: Mapping[str, Sequence[float]]) -> _Choices:
+    def _choices(self, cell: _Cell, kl: Mapping[str, Sequence[float]]) -> Choices:
         """Those of a part that none beats; its inner parts are taken in one after another, under each option."""
         outer = self._priced(cell.part.options, cell.added, kl)
         if not cell.inner:
             return outer.kept()
-        known: dict[int, _Choices] = {}
+        known: dict[int, Choices] = {}
         found = []
         for place in range(len(cell.part.options)):
-            made = _Choices(outer.lost[[place]], outer.takes[[place]], [outer.values[place]])
+            made = Choices(outer.lost[[place]], outer.takes[[place]], [outer.values[place]])
             for alone, each in zip(cell.part.inner, cell.inner, strict=True):
                 added = each[place]
                 if id(added) not in known:
                     known[id(added)] = self._priced(alone.options, added, kl).kept()
                 made = made.times(known[id(added)])
             found.append(made)
-        return _Choices(
+        return Choices(
             np.concatenate([made.lost for made in found]),
             np.concatenate([made.takes for made in found]),
             [values for made in found for values in made.values],
         ).kept()
 
-    def _priced(self, options: Sequence[Values], added: _Added, kl: Mapping[str, Sequence[float]]) -> _Choices:
+    def _priced(self, options: Sequence[Values], added: _Added, kl: Mapping[str, Sequence[float]]) -> Choices:
         lost = np.array([sum(kl[name][int(level)] for name, level in option.items()) for option in options])
-        takes = [added.more @ self.work.fitted, *(added.others[name] for name in self._resources)]
-        return _Choices(lost, np.stack(takes, axis=1), options)
+        others = (self._slopes[name] * added.others[name] for name in self._resources)
+        return Choices(lost, np.stack([added.more @ self.work.fitted, *others], axis=1), options)
 
     def _chosen(self, number: int, values: Sequence[Sequence[Values]], options: Sequence[int]) -> Expected:
         chosen = [row[option] for row, option in zip(values, options, strict=True)]
@@ -387,27 +392,3 @@ def _most_removed(space: SearchSpace) -> int:
     """Blocks that a plan of the space may remove."""
     blocks = space.table.blocks
     return len(blocks) - math.ceil(len(blocks) * space.rules.blocks.keep_at_least - 1e-9)
-
-
-def unbent(sums: Sequence[float], measured: Sequence[float]) -> list[float]:
-    """What sums of losses should be, by what whole candidates lose: ``measured ≈ a·sum^b``, solved for the sum.
-
-    Args:
-        sums: above 0.
-        measured: above 0.
-    """
-    x, y = np.log(sums), np.log(measured)
-    bend = 1.0
-    if len(sums) >= BEND_FROM and x.std() > 0:
-        bend = float(np.clip(((x - x.mean()) * (y - y.mean())).mean() / x.var(), *BENDS))
-    level = float((y - bend * x).mean())
-    return [float(value) for value in np.exp((y - level) / bend)]
-
-
-def thinned(candidates: Iterable[Expected]) -> list[Expected]:
-    """Those that no other beats in both seconds and loss, fast to slow."""
-    left: list[Expected] = []
-    for one in sorted(candidates, key=lambda e: (e.seconds, e.loss)):
-        if not left or one.loss < left[-1].loss:
-            left.append(one)
-    return left

@@ -12,14 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from autocompress.budgets import Budgets, Drop
+from autocompress.budgets import Budgets
 from autocompress.errors import AutocompressError, StorageError
 from autocompress.export.folder import INTEGERS
 from autocompress.front import Front, fits
+from autocompress.objectives import USUAL, Objectives
 from autocompress.pipeline import measure_again, score_artifact
 from autocompress.plan import Plan
 from autocompress.records import Origin, Part, Trial, append_line
 from autocompress.searching.controller import Controller, Proposal, Sampler, typical_seconds
+from autocompress.searching.findings import found_by, keep_found
 from autocompress.searching.mixed import make_solver
 from autocompress.searching.parts import drawn_from
 from autocompress.searching.prepare import LOSS_SHARE, make_staged
@@ -29,7 +31,7 @@ from autocompress.searching.seeds import REFERENCES, seeds
 from autocompress.searching.seen import Clock, Teller
 from autocompress.searching.staged import Staged
 from autocompress.searching.stages import Stage, Stages
-from autocompress.searching.status import Status, Watcher
+from autocompress.searching.status import Status, Watcher, best_words
 from autocompress.searching.warm import offered
 from autocompress.space import SearchSpace
 from autocompress.workshop import Workshop
@@ -76,6 +78,7 @@ class Loop:
         only: the one stage of a staged search that is run, within the whole time; None for all.
         warm: what an earlier run found, to be evaluated first; see `searching.warm`.
         runner: evaluates; one after another in this process by default.
+        objectives: by which candidates are compared.
         saved: called when the trials changed, to write the front to disk.
         stages: what each stage took and found, of earlier sessions too.
         search_s, worked_s: wall-clock of `run`, and the part of it spent in, or waiting for, the stages of candidates.
@@ -97,6 +100,7 @@ class Loop:
     warm: Sequence[Plan] = ()
     only: str | None = None
     runner: Runner | None = None
+    objectives: Objectives = USUAL
     started: float = field(default_factory=time.perf_counter)
     search_s: float = 0.0
     worked_s: float = 0.0
@@ -111,7 +115,7 @@ class Loop:
         """The front so far, by the select part of validation."""
         metric, trials = self.shop.task.metric, tuple(self.trials)
         if self._front is None or self._front.trials != trials:
-            self._front = Front(trials, metric.maximize, metric.points)
+            self._front = Front(trials, metric.maximize, metric.points, objectives=self.objectives)
         return self._front
 
     @property
@@ -134,6 +138,9 @@ class Loop:
             proposer = self.proposer()
             self._begin()
             reason = self._search(proposer) if self.only != "losses" else "the losses are measured"
+            values = proposer.values if isinstance(proposer, Controller) else None
+            found = found_by(self.space, self.trials, self.shop.task.metric.maximize, values)
+            keep_found(found, self.shop.root, self.watcher.say)
         if self.only in (None, "finalists"):
             self.announce("finalists")
             self._grade_finalists()
@@ -165,12 +172,14 @@ class Loop:
             self.seed,
             [trial for trial in self.trials if trial.rung == 0],
             self._runner.workers,
+            self.objectives,
         )
         if staged:
             begun, clock = time.perf_counter(), self._clock()
             found = make_staged(
                 self.shop, self.space, self.probe, self.budgets, self.trials, controller, clock,
                 seed=self.seed, teller=Teller(self.watcher.say, self.announce, self.detail, self._begin),
+                objectives=self.objectives,
             )  # fmt: skip
             self.worked_s += time.perf_counter() - begun
             found.warm, found.only = self.warm, self.only
@@ -314,10 +323,13 @@ class Loop:
         done = [t for t in self.trials if t.measured]
         if not done:
             return 0.0
-        measure, score = self._mean_seconds("measure"), self._mean_seconds("score")
-        share = len(self.shop.task.test) / len(self.shop.task.validation)
-        finals = (len(self.front.points) + 2) * (2 * measure + share * score + 1.0)
+        finals = (len(self.front.points) + 2) * self._grading_seconds()
         return min(finals, FINAL_SHARE * self.budget_s)
+
+    def _grading_seconds(self) -> float:
+        """Seconds that one finalist will take."""
+        share = len(self.shop.task.test) / len(self.shop.task.validation)
+        return 2 * self._mean_seconds("measure") + share * self._mean_seconds("score") + 1.0
 
     def _mean_seconds(self, stage: str) -> float:
         """Mean seconds that a stage took in the candidates so far; 0 for none."""
@@ -330,11 +342,12 @@ class Loop:
         From then on a finalist is held against the budgets by the confirm part of validation.
         """
         begun_s, graded = self.elapsed_s, set[str]()
+        limit_s = self.budget_s - begun_s if self.only else FINAL_SHARE * self.budget_s
         for turn in itertools.count():
-            finalists = {t.fingerprint: t for t in (*self.front.references, *self.front.points)}
+            points = self.front.affordable(limit_s / self._grading_seconds())
+            finalists = {t.fingerprint: t for t in (*self.front.references, *points)}
             waiting = [trial for name, trial in finalists.items() if name not in graded]
             for place, trial in enumerate(waiting):
-                limit_s = self.budget_s - begun_s if self.only else FINAL_SHARE * self.budget_s
                 late = self.elapsed_s - begun_s > limit_s
                 if (turn or self.only) and (late or turn == FINAL_ROUNDS):
                     why = "their share of the time is spent" if late else f"after {turn} rounds"
@@ -381,7 +394,7 @@ class Loop:
                 self.elapsed_s,
                 self.budget_s,
                 self.front.hypervolume(),
-                self._best_words(),
+                best_words(self.front, self.budgets, self.shop.task.metric),
                 detail,
             )
         )
@@ -394,25 +407,3 @@ class Loop:
         """What a stage took and found."""
         if ended is not None:
             self.watcher.say(str(ended))
-
-    def _best_words(self) -> str:
-        points = [t for t in self.front.points if t.latency]
-        if not points:
-            return "nothing within the budgets yet"
-        by_speed = not self.budgets or self.budgets.max_drop is not None
-        within = [t for t in points if by_speed is False or (self.front.drop(t) or 0.0) <= self._drop_limit()]
-        best = within[0] if by_speed and within else max(points, key=self._goodness)
-        assert best.latency is not None
-        return f"{1 / best.latency.ratio_best_dense:.2f}x at {self.shop.task.metric.name} {best.quality:.4g}"
-
-    def _goodness(self, trial: Trial) -> float:
-        quality = trial.quality or 0.0
-        return quality if self.shop.task.metric.maximize else -quality
-
-    def _drop_limit(self) -> float:
-        """Drop in the metric's unit up to which speed decides: what is asked, else a point, or 1 % of a raw metric."""
-        dense = self.front.dense
-        if dense is None or dense.quality is None:
-            return 0.01
-        drop = self.budgets.max_drop or Drop(0.01, relative=not self.shop.task.metric.fraction)
-        return drop.amount * abs(dense.quality) if drop.relative else drop.amount

@@ -76,9 +76,15 @@ def make_solver(
     return Solver(units, tables, rule, limits, corners=corners, lost=lost, trials=trials)
 
 
-def dropped_precisions(probe: Probe, rules: SpaceRules) -> frozenset[Precision]:
-    """Precisions that a space goes without: the slow ones, or where bytes count too, those that do not run at all."""
-    if rules.solve.by_size:
+def dropped_precisions(probe: Probe, rules: SpaceRules, by_size: bool = False) -> frozenset[Precision]:
+    """Precisions that a space goes without: the slow ones, or where bytes count too, those that do not run at all.
+
+    Args:
+        probe: timed them.
+        rules: of the space.
+        by_size: whether bytes count, whatever the rules say.
+    """
+    if by_size or rules.solve.by_size:
         return frozenset(fact.precision for fact in probe.precisions if fact.ratio is None)
     return probe.dropped
 

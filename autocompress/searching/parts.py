@@ -179,7 +179,9 @@ def _combinations(spans: Sequence[tuple[str, list[int]]], most: int) -> Iterator
     """All combinations of some variables' levels, the heaviest first; too many ones of one kind move together."""
     names, levels = [name for name, _levels in spans], [levels for _name, levels in spans]
     if math.prod(map(len, levels)) <= most:
-        yield from (dict(zip(names, chosen, strict=True)) for chosen in itertools.product(*levels))
+        for chosen in itertools.product(*levels):
+            values: Values = dict(zip(names, chosen, strict=True))
+            yield values
         return
     kinds: dict[tuple[str, int], list[int]] = {}
     for place, name in enumerate(names):

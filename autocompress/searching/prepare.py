@@ -6,13 +6,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from autocompress.budgets import Budgets
+from autocompress.found import LOSSES
 from autocompress.front import fits
+from autocompress.layers import LayerTable
+from autocompress.objectives import USUAL, Objective, Objectives, amount
 from autocompress.plan import Plan
-from autocompress.records import Origin, Trial
+from autocompress.records import Origin, Trial, write_json
 from autocompress.searching.atoms import measure_atoms
 from autocompress.searching.controller import Controller
 from autocompress.searching.costs import recorded_seconds, weight_bytes
-from autocompress.searching.knapsack import Knapsack
+from autocompress.searching.findings import losses_of
+from autocompress.searching.knapsack import Knapsack, Resource
 from autocompress.searching.mixed import MARGIN, limits_of
 from autocompress.searching.parts import parts_of
 from autocompress.searching.probe import Probe
@@ -40,6 +44,7 @@ def make_staged(
     *,
     seed: int,
     teller: Teller,
+    objectives: Objectives = USUAL,
 ) -> Staged:
     """Measure what single choices lose, and return who proposes.
 
@@ -53,6 +58,7 @@ def make_staged(
         clock: of the search.
         seed: of all that is drawn.
         teller: is told how far it is, and what was found.
+        objectives: by which candidates are compared.
     """
     untrained = space.untrained()
     knapsack = None
@@ -60,24 +66,50 @@ def make_staged(
         teller.stage("losses")
         parts = parts_of(untrained)
         atoms = measure_atoms(shop.bank, untrained, parts, SAMPLES, LOSS_SHARE * clock.left_s, teller.detail)
+        write_json(shop.root / LOSSES, [loss.to_json() for loss in losses_of(untrained, parts, atoms)])
         teller.say(f"losses of single choices: {atoms.measured} of {atoms.count} measured, the others estimated")
         ratios = {fact.precision: fact.ratio for fact in probe.precisions if fact.ratio is not None}
         recorded = recorded_seconds(shop.bench)
         work = table_model(recorded) if recorded else work_model(shop.table, probe.dense_latency_s, ratios)
-        limits, resources = limits_of(budgets, probe, space.rules.solve, shop.table), {}
-        if budgets.max_size_bytes is not None:
-            resources["size"] = lambda plan: weight_bytes(plan, shop.table)
-            beside = max(0.0, shop.bench.dense.path.stat().st_size - weight_bytes(Plan(), shop.table))
-            limits["size"] = budgets.max_size_bytes * (1 - MARGIN) - beside
-        knapsack = Knapsack(untrained, parts, atoms, work, limits, probe.dense_latency_s, resources)
+        limits = limits_of(budgets, probe, space.rules.solve, shop.table)
+        resources, more = resources_of(budgets, objectives, trials, shop.table)
+        knapsack = Knapsack(
+            untrained, parts, atoms, work, {**limits, **more}, probe.dense_latency_s, resources,
+            along=[name for name in objectives.more if name in resources],
+        )  # fmt: skip
 
     maximize = shop.task.metric.maximize
     speed = replace(budgets, max_drop=None)  # recovery may still win quality back, and nothing else
-    judge = Judge(maximize, lambda trial: fits(trial, speed, trial.quality or 0.0, maximize))
+    judge = Judge(maximize, lambda trial: fits(trial, speed, trial.quality or 0.0, maximize), objectives)
     return Staged(
         space, knapsack, controller, judge, clock,
         corners=list(corners(untrained, probe)), seed=seed, trials=trials, teller=teller,
     )  # fmt: skip
+
+
+def resources_of(
+    budgets: Budgets, objectives: Objectives, trials: Sequence[Trial], table: LayerTable
+) -> tuple[dict[str, Resource], dict[str, float]]:
+    """What the program is to know of beside seconds, and its limits, a little under what is asked.
+
+    Estimates: of the dense model's measured bytes, in the file or in memory, a plan saves what its layers' weights
+    save. The knapsack corrects that by whole candidates; nothing of it is ever shown as measured.
+    """
+    dense = next((trial for trial in trials if trial.plan == Plan() and trial.measured), None)
+    asked: dict[Objective, int | None] = {"size": budgets.max_size_bytes, "memory": budgets.max_memory_bytes}
+    resources: dict[str, Resource] = {}
+    limits: dict[str, float] = {}
+    for name, most in asked.items():
+        whole = amount(dense, name) if dense else None
+        if whole is not None and (most is not None or name in objectives.names):
+            resources[name] = _less_than_dense(whole, table)
+            limits.update({} if most is None else {name: most * (1 - MARGIN)})
+    return resources, limits
+
+
+def _less_than_dense(whole: float, table: LayerTable) -> Resource:
+    beside = whole - weight_bytes(Plan(), table)
+    return lambda plan: beside + weight_bytes(plan, table)
 
 
 def corners(space: SearchSpace, probe: Probe) -> Iterator[tuple[Origin, Values]]:

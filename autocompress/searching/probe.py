@@ -67,6 +67,7 @@ class Probe:
         smallest_latency_s: the smallest candidate of the space, unrecovered.
         dense_latency_s: dense in the profile's setting.
         rates: learning rates tried on the middle candidate; empty where the space has no recovery.
+        smallest_memory_bytes: the least peak memory of the smallest candidates; None where it was not asked for.
     """
 
     dense: tuple[DenseSetting, ...]
@@ -75,6 +76,7 @@ class Probe:
     smallest_ratio_best_dense: float
     dense_latency_s: float
     rates: tuple[RateFact, ...] = ()
+    smallest_memory_bytes: int | None = None
 
     @property
     def learning_rate(self) -> float | None:
@@ -118,6 +120,7 @@ class Probe:
             data["smallest_ratio_best_dense"],
             data["dense_latency_s"],
             tuple(RateFact(**item) for item in data["rates"]),
+            data.get("smallest_memory_bytes"),
         )
 
 
@@ -131,12 +134,16 @@ def run_probe(shop: Workshop, space: SearchSpace, path: Path, say: Callable[[str
     for item in dense:
         say(f"dense fp32, {Setting(item.runtime, item.threads)}: {item.latency_s * 1e3:.3g} ms")
     precisions = probe_precisions(shop, space, say)
-    latency = min(_smallest(shop, space, precisions), key=lambda found: found.ratio_best_dense)
+    smallest = list(_smallest(shop, space, precisions))
+    latency = min(smallest, key=lambda found: found.ratio_best_dense)
+    memory = min((found.peak_memory_bytes for found in smallest if found.peak_memory_bytes is not None), default=None)
     profile_dense = next(
         d for d in dense if Setting(d.runtime, d.threads) == Setting(shop.profile.runtime, shop.profile.threads)
     )
     rates = probe_rates(shop, space) if space.rules.strategy == "joint" else ()  # a staged search tunes them itself
-    probe = Probe(dense, precisions, latency.latency_s, latency.ratio_best_dense, profile_dense.latency_s, rates)
+    probe = Probe(
+        dense, precisions, latency.latency_s, latency.ratio_best_dense, profile_dense.latency_s, rates, memory
+    )
     write_json(path, probe.to_json())
     if rates:
         said = ", ".join(f"{fact.learning_rate:.2g}: {fact.divergence:.3f}" for fact in rates)
@@ -259,3 +266,9 @@ def check_reachable(probe: Probe, budgets: Budgets) -> None:
         )
     if budgets.min_speedup is not None and budgets.min_speedup > 1 / (REACH * probe.smallest_ratio_best_dense):
         raise BudgetError(f"--min-speedup {budgets.min_speedup:g}x is over what any candidate reaches; {reach}")
+    most, least = budgets.max_memory_bytes, probe.smallest_memory_bytes
+    if most is not None and least is not None and most < REACH * least:
+        raise BudgetError(
+            f"--max-memory {most / 1e6:.3g} MB is under what any candidate reaches; the smallest one of the space "
+            f"needs {least / 1e6:.3g} MB, the runtime's own included"
+        )

@@ -43,11 +43,12 @@ class Clerk:
         kit: of the run.
         dense: the dense file.
         best_dense: as the probe found it.
+        memory: whether peak memory is measured too.
     """
 
-    def __init__(self, kit: Kit, dense: Path, best_dense: Setting) -> None:
+    def __init__(self, kit: Kit, dense: Path, best_dense: Setting, memory: bool) -> None:
         self._root, self._resting = Path(kit.root), Path(kit.resting)
-        self._bench = open_bench(kit.profile, self._root / INPUTS, dense, kit.table, best_dense)
+        self._bench = open_bench(kit.profile, self._root / INPUTS, dense, kit.table, best_dense, memory=memory)
         self._trials: dict[str, Trial] = {}
 
     def known(self) -> frozenset[str]:
@@ -87,22 +88,24 @@ class Judge:
         assert trial.quality is not None
         assert trial.artifact is not None
         over = self.budgets.violations(trial, self.quality_dense, self.maximize)
+        peak = trial.latency.peak_memory_bytes
         return {
             "quality": trial.quality,
             "latency_s": trial.latency.latency_s,
             "latency_ratio": trial.latency.ratio,
             "latency_ratio_best_dense": trial.latency.ratio_best_dense,
             "size_bytes": trial.artifact.size_bytes,
+            **({} if peak is None else {"peak_memory_bytes": peak}),
             **{f"over_{name}": value for name, value in over.items()},
             "feasible": float(all(value <= 0 for value in over.values())),
         }
 
 
-def hire(kit: Kit, dense: Path, best_dense: Setting) -> Any:
+def hire(kit: Kit, dense: Path, best_dense: Setting, memory: bool = False) -> Any:
     """The clerk of a run, as an actor on this node; made before Tune makes placement groups that would capture it."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     remote: Any = ray.remote(Clerk)
-    return remote.options(num_cpus=0, scheduling_strategy=here).remote(kit, dense, best_dense)
+    return remote.options(num_cpus=0, scheduling_strategy=here).remote(kit, dense, best_dense, memory)
 
 
 def make_trainable(kit: Kit, clerk: Any, judge: Judge) -> Trainable:
@@ -143,7 +146,7 @@ def _find(root: str) -> PlanSearcher:
 class PlanSearcher(Searcher):
     """Tune's searcher over a run's controller; every outcome is kept in the run folder, failures with their reason.
 
-    What Tune is asked to optimize is its own affair: this one looks for the front of latency and quality, within the
+    What Tune is asked to optimize is its own affair: this one looks for the front of the run's objectives, within the
     budgets.
 
     Args:

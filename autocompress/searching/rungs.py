@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from autocompress.pareto import best_first, hypervolume
+from autocompress.found import Audit
+from autocompress.pareto import best_first, hypervolume, nondominated
 from autocompress.plan import Plan
 from autocompress.records import Trial
 from autocompress.tables.table import rank_correlation
@@ -20,39 +21,12 @@ from autocompress.tables.table import rank_correlation
 #: Of the candidates of one rung, one in so many goes on to the next.
 ETA = 3
 
-#: Below this rank correlation between two rungs, twice as many of a latency bin go on.
-TRUSTED = 0.7
-
 #: Latency bins of an audit, and the least number of candidates that a correlation is told for.
 BINS, LEAST_AUDITED = 3, 4
 
 
-@dataclass(frozen=True)
-class Audit:
-    """How well a rung's ranking foretold the next one's, within one bin of latency.
-
-    Attributes:
-        lower, upper: numbers of the rungs.
-        low, high: latency ratios that the bin spans.
-        count: candidates on both rungs.
-        correlation: Spearman's of their qualities; NaN where all are equal.
-    """
-
-    lower: int
-    upper: int
-    low: float
-    high: float
-    count: int
-    correlation: float
-
-    @property
-    def trusted(self) -> bool:
-        """Whether the lower rung's ranking is good enough to promote by."""
-        return not self.correlation < TRUSTED
-
-
 def promoted(
-    points: Sequence[tuple[float, float]], reference: Sequence[float], maximize: Sequence[bool], count: int
+    points: Sequence[tuple[float, ...]], reference: Sequence[float], maximize: Sequence[bool], count: int
 ) -> list[int]:
     """Numbers of the best `count` points: by non-domination rank, then by the hypervolume that they alone add."""
     return best_first(list(points), reference, maximize)[:count] if points else []
@@ -75,8 +49,9 @@ def audits(
     found = []
     for part in np.array_split(np.array(order, dtype=int), bins):
         if len(part) >= LEAST_AUDITED:
-            correlation = rank_correlation([below[i] for i in part], [above[i] for i in part])
-            found.append(Audit(lower, upper, ratios[part[0]], ratios[part[-1]], len(part), correlation))
+            pairs = tuple(below[i] for i in part), tuple(above[i] for i in part)
+            span = ratios[part[0]], ratios[part[-1]]
+            found.append(Audit(lower, upper, *span, len(part), rank_correlation(*pairs), *pairs))
     return found
 
 
@@ -129,19 +104,21 @@ class Recovered:
 
 
 def most_gained(
-    candidates: Mapping[str, tuple[float, float]],
-    known: Sequence[tuple[float, float]],
+    candidates: Mapping[str, tuple[float, ...]],
+    known: Sequence[tuple[float, ...]],
     reference: Sequence[float],
+    maximize: Sequence[bool],
 ) -> str | None:
     """The candidate that would add most hypervolume; None where none would add any.
 
     Args:
-        candidates: expected ``(ln latency ratio, drop)`` by name.
-        known: the same of what was measured.
+        candidates: expected points by name.
+        known: the points of what was measured.
         reference: the corner.
+        maximize: whether more is better, of each coordinate.
     """
-    least = [False, False]
-    whole = hypervolume(list(known), reference, least)
-    gains = {name: hypervolume([*known, point], reference, least) - whole for name, point in candidates.items()}
+    front = [point for point, keep in zip(known, nondominated(known, maximize), strict=True) if keep]
+    whole = hypervolume(front, reference, maximize)
+    gains = {name: hypervolume([*front, point], reference, maximize) - whole for name, point in candidates.items()}
     best = max(gains, key=lambda name: gains[name], default=None)
     return best if best is not None and gains[best] > 0 else None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from autocompress.pareto import hypervolume, reference_point
+from autocompress.objectives import USUAL, Objectives
+from autocompress.pareto import hypervolume, nondominated
 from autocompress.plan import Plan
 from autocompress.records import Trial
 from autocompress.searching.controller import Proposal
@@ -81,10 +83,17 @@ class Judge:
     Attributes:
         maximize: whether more quality is better.
         fits: whether a trial is fast and small enough to be worth recovering.
+        objectives: by which trials are compared.
     """
 
     maximize: bool
     fits: Callable[[Trial], bool]
+    objectives: Objectives = USUAL
+
+    @property
+    def directions(self) -> tuple[bool, ...]:
+        """Whether more is better, of each objective."""
+        return self.objectives.directions(self.maximize)
 
 
 class Seen:
@@ -101,9 +110,9 @@ class Seen:
         self.trials: dict[str, Trial] = {}
         self.under_way: dict[str, Proposal] = {}
         self.left_s = math.inf
-        self._dense: float | None = None
+        self._dense: Trial | None = None
         self._best: float | None = None
-        self._front: list[Trial] | None = None
+        self._front: list[Trial] | None = None  # known from when it is first asked for
         self._spent: dict[int, tuple[int, float]] = {}
 
     def keep(self, trial: Trial) -> None:
@@ -113,19 +122,26 @@ class Seen:
             if one is not None and one.measured:
                 count, seconds = self._spent.get(one.rung, (0, 0.0))
                 self._spent[one.rung] = (count + sign, seconds + sign * sum(one.seconds.values()))
-        if self._front is not None and (known is not None or self._changes(trial, self._front)):
-            self._front = None
+        if known is not None:
+            self._front = None  # another version of it may be part of it
+        elif self._front is not None and self._changes(trial, self._front):
+            self._front = self._nondominated([*self._front, trial])
         if self._best is not None and (known is not None or (trial.quality or 0.0) > self._best):
             self._best = None
         self.trials[trial.fingerprint] = trial
         if self._dense is None and trial.quality is not None and trial.plan == Plan():
-            self._dense = trial.quality
+            self._dense = trial
 
     def _changes(self, trial: Trial, front: Sequence[Trial]) -> bool:
-        """Whether a new trial is on the front: no member is at most as slow and loses at most as much."""
+        """Whether a new trial is on the front: no member is at most as slow, and loses and takes at most as much."""
         if trial.rung or not trial.measured:
             return False
-        return not any(ratio_of(o) <= ratio_of(trial) and self.drop(o) <= self.drop(trial) for o in front)
+        ratio, drop, taken = ratio_of(trial), self.drop(trial), self.judge.objectives.taken
+        mine = taken(trial)
+        return not any(
+            ratio_of(one) <= ratio and self.drop(one) <= drop and all(map(operator.le, taken(one), mine))
+            for one in front
+        )
 
     def typical_seconds(self, rung: int) -> float:
         """Mean seconds of the measured trials of a rung; 0 for none."""
@@ -156,30 +172,30 @@ class Seen:
 
     def front(self) -> list[Trial]:
         """Non-dominated candidates without recovery, fast to slow."""
-        if self._front is not None:
-            return self._front
-        trials = [trial for trial in self.trials.values() if trial.rung == 0 and trial.measured]
-        self._front = left = list[Trial]()
-        for trial in sorted(trials, key=lambda t: (ratio_of(t), self.drop(t))):
-            if not left or self.drop(trial) < self.drop(left[-1]):
-                left.append(trial)
-        return left
+        if self._front is None:
+            self._front = self._nondominated([t for t in self.trials.values() if t.rung == 0 and t.measured])
+        return self._front
+
+    def _nondominated(self, trials: list[Trial]) -> list[Trial]:
+        mask = nondominated([self.judge.objectives.values(trial) for trial in trials], self.judge.directions)
+        return sorted((trial for trial, keep in zip(trials, mask, strict=True) if keep), key=ratio_of)
+
+    def point(self, trial: Trial) -> tuple[float, ...]:
+        """Coordinates of a trial, in which volumes are told."""
+        return self.judge.objectives.point(trial, self._dense)
 
     def volume(self) -> float:
-        """Hypervolume of the candidates without recovery, in (ln latency ratio, drop)."""
-        points = [(math.log(ratio_of(trial)), self.drop(trial)) for trial in self.front()]
-        return hypervolume(points, self.reference(), [False, False])
+        """Hypervolume of the candidates without recovery."""
+        return hypervolume([self.point(trial) for trial in self.front()], self.reference(), self.judge.directions)
 
-    def reference(self) -> tuple[float, float]:
+    def reference(self) -> tuple[float, ...]:
         """The corner of that hypervolume."""
-        dense = self.dense_quality()
-        latency, quality = reference_point(dense, self.judge.maximize)
-        return latency, abs(quality - dense)
+        return self.judge.objectives.reference(self.dense_quality(), self.judge.maximize)
 
     def dense_quality(self) -> float:
         """Of the dense model; before it is known, the best there is."""
-        if self._dense is not None:
-            return self._dense
+        if self._dense is not None and self._dense.quality is not None:
+            return self._dense.quality
         if self._best is None:
             self._best = max((trial.quality or 0.0 for trial in self.trials.values()), default=0.0)
         return self._best

@@ -28,6 +28,9 @@ COST_SCALE = 1e2
 #: Excess over a limit, relative to the costs' size, that is rounding.
 ROUNDING = 1e-9
 
+#: Whole candidates from which the bend between sums of losses and what they come to is fitted, and its bounds.
+BEND_FROM, BENDS = 4, (0.5, 2.5)
+
 #: Times that a limit is drawn in where the solver's tolerance let a choice pass it.
 TIGHTENED = 4
 
@@ -251,3 +254,18 @@ def _check(errors: Table, costs: Mapping[str, Table], limits: Mapping[str, float
     unknown = set(limits) - set(costs)
     if unknown:
         raise ValueError(f"limit of an unknown cost {sorted(unknown)[0]!r}; known: {', '.join(costs)}")
+
+
+def unbent(sums: Sequence[float], measured: Sequence[float]) -> list[float]:
+    """What sums of losses should be, by what whole candidates lose: ``measured ≈ a·sum^b``, solved for the sum.
+
+    Args:
+        sums: above 0.
+        measured: above 0.
+    """
+    x, y = np.log(sums), np.log(measured)
+    bend = 1.0
+    if len(sums) >= BEND_FROM and x.std() > 0:
+        bend = float(np.clip(((x - x.mean()) * (y - y.mean())).mean() / x.var(), *BENDS))
+    level = float((y - bend * x).mean())
+    return [float(value) for value in np.exp((y - level) / bend)]

@@ -13,11 +13,13 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from autocompress.objectives import OBJECTIVES, amount
 from autocompress.plan import Plan
 from autocompress.records import Origin, Trial
 from autocompress.searching.climbing import TUNED_MOST, Climb
 from autocompress.searching.controller import Controller, Proposal
-from autocompress.searching.knapsack import Expected, Knapsack
+from autocompress.searching.expected import Expected, expectation, furthest
+from autocompress.searching.knapsack import Knapsack
 from autocompress.searching.rungs import ETA
 from autocompress.searching.seen import NO_PROPOSAL, Clock, Judge, Seen, Teller, own_ratio
 from autocompress.searching.warm import encode, rung_of
@@ -49,6 +51,9 @@ SPREAD = 0.5
 
 #: Refinements in a row that add less than this share of the hypervolume end them, where recovery waits.
 PATIENCE, LITTLE = 10, 0.002
+
+#: Pairs of moves that a switch chooses from, and the difference in seconds, as a share, that it should keep within.
+SWITCHES, SAME = 12, 0.01
 
 
 class Staged:
@@ -273,24 +278,27 @@ class Staged:
         knapsack.learn_losses(
             [(self._values[trial.fingerprint], trial.plan, self._seen.loss(trial)) for trial in known]
         )
+        for name in (name for name in OBJECTIVES if name in knapsack.resources):
+            amounts = [(trial.plan, amount(trial, name)) for trial in measured]
+            knapsack.learn_amounts(name, [(plan, float(taken)) for plan, taken in amounts if taken is not None])
         self._fresh = 0
         return knapsack.front(POINTS)
 
     def _most_needed(self, front: Sequence[Expected]) -> Expected | None:
-        """Of the expected front, the new one furthest in log seconds from all that was measured, or is about to be."""
+        """Of the expected front, the new one furthest from all that was measured, or is about to be.
+
+        In log seconds, and in the logarithms of further objectives; each as a share of what the front spans.
+        """
         assert self.knapsack is not None
+        knapsack, more = self.knapsack, self.knapsack.along
         left = [one for one in front if not self._seen.proposed(one.plan)]
         if not left:
             return None
-        spots = [
-            math.log(own_ratio(trial) * self.knapsack.dense_s)
-            for trial in self._seen.trials.values()
-            if trial.measured and trial.rung == 0
-        ]
+        known = [t for t in self._seen.trials.values() if t.measured and t.rung == 0]
+        spots = [(own_ratio(t) * knapsack.dense_s, *(amount(t, name) or math.nan for name in more)) for t in known]
         begun = [proposal.plan for proposal in self._seen.under_way.values() if proposal.rung == 0]
-        spots += [math.log(self.knapsack.work.seconds(plan)) for plan in begun]
-        taken = np.array(spots)
-        return max(left, key=lambda one: np.abs(math.log(one.seconds) - taken).min(initial=math.inf))
+        spots += [(knapsack.work.seconds(p), *(knapsack.amount(name, p) for name in more)) for p in begun]
+        return furthest(left, front, spots, more)
 
     def _refined(self, knapsack: Knapsack, turn: int) -> Proposal | None:
         """A new candidate near what is good, by one of several ways in turn."""
@@ -310,8 +318,16 @@ class Staged:
         if not seconds:
             return None
         low, high = math.log(min(seconds)), math.log(max(seconds))
-        found = knapsack.at(math.exp(self._draw.uniform(low, high)), kl)
+        found = knapsack.at(math.exp(self._draw.uniform(low, high)), kl, self._drawn_amounts(knapsack))
         return None if found is None else self._proposal(found.values, "refined")
+
+    def _drawn_amounts(self, knapsack: Knapsack) -> dict[str, float]:
+        """A limit on one further objective, drawn within what the front spans; half of the time none."""
+        if not knapsack.along or self._draw.random() < 0.5:
+            return {}
+        name = knapsack.along[self._draw.integers(len(knapsack.along))]
+        logs = np.log([amount(trial, name) or math.nan for trial in self._seen.front()])
+        return {name: math.exp(self._draw.uniform(np.nanmin(logs), np.nanmax(logs)))}
 
     def _switched(self, knapsack: Knapsack) -> Proposal | None:
         """A front member with one choice heavier and another lighter, at about the same seconds."""
@@ -393,15 +409,3 @@ class Staged:
             return None
         self._values[plan.fingerprint] = dict(values)
         return Proposal(NO_PROPOSAL, plan, origin)
-
-
-def expectation(front: Sequence[Expected]) -> str:
-    """What the program expects, in words."""
-    if not front:
-        return "the integer program finds no candidate"
-    low, high = (front[place].seconds * 1e3 for place in (0, -1))
-    return f"the integer program expects {len(front)} candidates from {low:.3g} to {high:.3g} ms"
-
-
-#: Pairs of moves that a switch chooses from, and the difference in seconds, as a share, that it should keep within.
-SWITCHES, SAME = 12, 0.01

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from autocompress.budgets import Budgets, Drop
 from autocompress.front import Front
 from autocompress.records import Trial
+
+if TYPE_CHECKING:
+    from autocompress.tasks.task import Metric
 
 
 @dataclass(frozen=True)
@@ -59,3 +63,30 @@ class Silent:
 
     def candidate(self, trial: Trial, front: Front) -> None:
         """Nothing."""
+
+
+def best_words(front: Front, budgets: Budgets, metric: Metric) -> str:
+    """The best candidate under the budgets, by the select part: the fastest of those that lose little, or the best."""
+    points = [t for t in front.points if t.latency]
+    if not points:
+        return "nothing within the budgets yet"
+    by_speed = not budgets or budgets.max_drop is not None
+    limit = _drop_limit(front, budgets, metric)
+    within = [t for t in points if by_speed is False or (front.drop(t) or 0.0) <= limit]
+    best = within[0] if by_speed and within else max(points, key=lambda trial: _goodness(trial, metric))
+    assert best.latency is not None
+    return f"{1 / best.latency.ratio_best_dense:.2f}x at {metric.name} {best.quality:.4g}"
+
+
+def _goodness(trial: Trial, metric: Metric) -> float:
+    quality = trial.quality or 0.0
+    return quality if metric.maximize else -quality
+
+
+def _drop_limit(front: Front, budgets: Budgets, metric: Metric) -> float:
+    """Drop in the metric's unit up to which speed decides: what is asked, else a point, or 1 % of a raw metric."""
+    dense = front.dense
+    if dense is None or dense.quality is None:
+        return 0.01
+    drop = budgets.max_drop or Drop(0.01, relative=not metric.fraction)
+    return drop.amount * abs(dense.quality) if drop.relative else drop.amount

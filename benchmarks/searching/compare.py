@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
-from autocompress.pareto import hypervolume, nondominated, search_point
+from autocompress.pareto import hypervolume, log_ratio, nondominated
 from autocompress.records import write_atomic, write_json
 
 #: Points of each curve that are kept, evenly in the logarithm of the seconds, from the first one on.
@@ -72,7 +72,7 @@ def run_of(values: Mapping) -> Run:
     directions, front = [False, bool(values["maximize"])], np.empty((0, 2))
     seconds, volumes, last = [], [], 0.0
     for second, ratio, quality in values["found"]:
-        more = np.vstack([front, search_point(ratio, quality)])
+        more = np.vstack([front, (log_ratio(ratio), quality)])
         volume = hypervolume(more, values["reference"], directions)
         if volume > last:
             front, last = more[nondominated(more, directions)], volume

@@ -162,6 +162,18 @@ def test_the_report_tier_pools_fresh_processes(
     assert latency.load_s > 0
 
 
+@pytest.mark.parametrize("memory", [False, True])
+def test_the_search_tier_measures_memory_where_it_is_asked_for(
+    bench: Bench, folder: Path, clock: Callable[..., None], monkeypatch: pytest.MonkeyPatch, memory: bool
+) -> None:
+    """Oracle: the peak of a process that holds an interpreter, NumPy and a runtime."""
+    clock(dense=0.004, small=0.002)
+    monkeypatch.setattr(bench, "memory", memory)
+    peak = bench.measure(folder / "small.onnx").peak_memory_bytes
+    assert (peak is None) == (not memory)
+    assert peak is None or 10_000_000 < peak < 10_000_000_000
+
+
 def test_processes_that_differ_widen_the_interval(
     bench: Bench, folder: Path, clock: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,8 +9,11 @@ import math
 import pytest
 
 from autocompress import pareto
+from autocompress.front import Front
 from autocompress.layers import Layer, LayerTable
+from autocompress.objectives import Objectives
 from autocompress.report import figures, words
+from autocompress.report.taken import draw_taken, taken_info, taken_words
 from autocompress.report.view import RunView
 
 
@@ -61,7 +64,7 @@ def test_progress_is_the_hypervolume_of_each_prefix(vit_view: RunView) -> None:
     assert info.finished_s == tuple(t.finished_s for t in done)
     for count in range(1, len(done) + 1):
         points = [
-            pareto.search_point(t.latency.ratio_best_dense, t.quality)
+            (math.log(t.latency.ratio_best_dense), t.quality)
             for t in done[:count]
             if t.latency is not None and t.quality is not None
         ]
@@ -213,3 +216,64 @@ def test_number_rounds_to_three_digits(value: float, text: str) -> None:
 @pytest.mark.parametrize("value", [None, math.nan, math.inf])
 def test_a_missing_number_is_a_dash(value: float | None) -> None:
     assert words.number(value) == words.milliseconds(value) == words.times(value) == words.MISSING
+
+
+# three objectives
+
+
+@pytest.fixture
+def sized_view(tiny_view: RunView) -> RunView:
+    """Bytes 1,000, 500, 400, 100 of trials 0, 1, 3, 4; number 3 is slower and worse than 1, but smaller."""
+    sizes = {0: 1000, 1: 500, 3: 400, 4: 100}
+    trials = tuple(
+        t.replace(artifact=dataclasses.replace(t.artifact, size_bytes=sizes[t.number]), state="DONE")
+        if t.artifact
+        else t
+        for t in tiny_view.trials
+    )
+    front = tuple(trials[i].fingerprint for i in (4, 1, 3))
+    return dataclasses.replace(
+        tiny_view, trials=trials, front=front, objectives=Objectives(("latency", "quality", "size"))
+    )
+
+
+def test_areas_of_markers_grow_with_the_share_of_dense(sized_view: RunView) -> None:
+    info = figures.front_info(sized_view)
+    assert info.sized == "size"
+    assert [p.share for p in info.points] == [1.0, 0.5, 0.4, 0.1]
+    areas = [p.diameter**2 for p in info.points]
+    assert areas[0] - areas[3] == pytest.approx((figures.LARGE**2 - figures.SMALL**2) * 0.9)
+    assert info.points[0].diameter == figures.LARGE
+    assert info.steps == (3, 1)  # positions; what is there for its size is no step of the line
+
+
+def test_what_is_on_the_front_for_its_size_stands_beside_the_line(sized_view: RunView) -> None:
+    figure = figures.draw_front(figures.front_info(sized_view))
+    traces = {trace.name: trace for trace in figure.data}
+    assert list(traces["Pareto front"].x) == [0.25, 0.5]
+    assert list(traces["on the front by its file size"].customdata) == [3]
+    assert [name for name, trace in traces.items() if trace.legend == "legend2"] == ["10 %", "25 %", "50 %", "100 %"]
+    assert figure.layout.legend2.title.text == "file size, share of dense"
+
+
+def test_bytes_and_quality_are_a_figure_of_their_own(sized_view: RunView) -> None:
+    info = taken_info(sized_view, "size")
+    assert [(p.index, p.megabytes, p.quality, p.on_front) for p in info.points] == [
+        (0, 0.001, 0.9, False),
+        (1, 0.0005, 0.9, True),
+        (3, 0.0004, 0.88, True),
+        (4, 0.0001, 0.85, True),
+    ]
+    assert info.dense == (0.001, 0.9)
+    rest, front = draw_taken(info).data
+    assert (list(rest.customdata), list(front.customdata)) == ([0], [1, 3, 4])
+    assert list(front.marker.color) == pytest.approx([2.0, 1.25, 4.0])
+    assert (
+        taken_words(taken_info(sized_view, "memory"))[1] == '<p class="empty">No candidate\'s peak memory is known.</p>'
+    )
+
+
+def test_progress_counts_all_objectives(sized_view: RunView) -> None:
+    """Oracle: `Front.hypervolume` of the same trials."""
+    front = Front(sized_view.trials, True, objectives=sized_view.objectives)
+    assert figures.progress_info(sized_view).hypervolume[-1] == pytest.approx(front.hypervolume())

@@ -13,8 +13,17 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from autocompress.errors import ConfigError
+from autocompress.objectives import Objectives
 from autocompress.plan import Plan, Prune
-from autocompress.searching.controller import SAMPLERS, Controller, Tuner, make_sampler, typical_seconds
+from autocompress.searching.controller import (
+    SAMPLERS,
+    Controller,
+    Proposal,
+    Tuner,
+    importances,
+    make_sampler,
+    typical_seconds,
+)
 from autocompress.space import Variable
 
 # Two blocks of which one may go, heads of each: 8 plans (see test_space.py).
@@ -53,8 +62,8 @@ def start(journal, space, trials=(), maximize=True, sampler="random", seed=0):
     return Controller(journal, space, maximize, over, sampler, seed, trials)
 
 
-def study(journal):
-    return optuna.load_study(study_name="rung-0", storage=JournalStorage(JournalFileBackend(str(journal))))
+def study(journal, name="rung-0"):
+    return optuna.load_study(study_name=name, storage=JournalStorage(JournalFileBackend(str(journal))))
 
 
 def states(journal):
@@ -454,14 +463,53 @@ def test_settings_that_failed_are_the_worst():
     assert sorted(found)[5] < 1e-3
 
 
-def test_importances_are_told_from_four_recoveries_on():
-    """Oracle: planted scores that the learning rate alone decides; shares add up to 1."""
-    tuner, tried = Tuner((RATE, SOFT), seed=0), []
-    for number in range(24):
-        values = {"learning_rate": 10.0 ** -(2 + 3 * (number % 8) / 7), "soft_weight": (number * 7 % 24) / 24}
-        tried.append((values, peak(values)))
-    assert tuner.importances(tried[:3]) == {}
-    shares = tuner.importances(tried)
-    assert sum(shares.values()) == pytest.approx(1)
-    assert shares["learning_rate"] > shares["soft_weight"]
-    assert Tuner((RATE,)).importances([({"learning_rate": 1e-3}, 0.0)] * 9) == {}
+def test_importances_are_shares_of_the_planted_variance():
+    """Oracle: main effects of independent terms, in closed form on a grid; what is constant explains nothing."""
+    tried = []
+    for place, soft in itertools.product(range(8), range(6)):
+        values = {"learning_rate": 10.0 ** -(2 + 3 * place / 7), "soft_weight": soft / 5}
+        tried.append((values, 3.0 * (place >= 4) + 1.0 * (soft >= 3)))
+    shares = importances((RATE, SOFT), tried, [0] * len(tried))
+    assert {name: len(row) for name, row in shares.items()} == {"learning_rate": 20, "soft_weight": 20}
+    assert shares["learning_rate"][0] == pytest.approx(0.9, abs=0.04)
+    assert shares["soft_weight"][0] == pytest.approx(0.1, abs=0.04)
+    assert importances((RATE, SOFT), [(values, 1.0) for values, _outcome in tried], [0] * len(tried)) == {}
+
+
+def test_shuffles_stay_within_their_strata():
+    """Oracle: where each stratum has one outcome throughout, no shuffle changes anything."""
+    tried = [
+        ({"learning_rate": 10.0 ** -(2 + n * 3 % 10 / 4), "soft_weight": 0.1 * n}, float(n >= 5)) for n in range(10)
+    ]
+    shares = importances((RATE, SOFT), tried, [int(n >= 5) for n in range(10)])
+    assert set(shares["soft_weight"]) == {shares["soft_weight"][0]}
+    assert len(set(importances((RATE, SOFT), tried, [0] * 10)["soft_weight"])) > 1
+
+
+# objectives
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "nsga3"])
+def test_further_objectives_are_told_to_a_study_of_their_own(journal, small, answer, sampler):
+    """Oracle: the journal as Optuna reads it; what was told of two objectives is not mixed in."""
+    first = start(journal, small)
+    first.tell(first.ask().number, answer(Proposal(0, Plan(), "sampled")))
+    by_size = Objectives(("latency", "quality", "size"))
+    controller = Controller(journal, small, True, over, sampler, objectives=by_size)
+    asked = [controller.ask() for _ in range(4)]
+    told = [answer(proposal, ratio=0.5 + 0.1 * i) for i, proposal in enumerate(asked)]
+    for proposal, trial in zip(asked, told, strict=True):
+        controller.tell(proposal.number, trial)
+    found = study(journal, "rung-0-size")
+    assert [d.name for d in found.directions] == ["MINIMIZE", "MAXIMIZE", "MINIMIZE"]
+    for trial in told:
+        expected = [trial.latency.ratio, 0.9, trial.artifact.size_bytes]
+        assert found.trials[trial.proposal].values == expected
+    assert len(study(journal).trials) == 1
+
+
+def test_a_trial_of_unknown_memory_teaches_nothing(journal, small, answer):
+    controller = Controller(journal, small, True, over, "tpe", objectives=Objectives(("latency", "quality", "memory")))
+    proposal = controller.ask()
+    controller.tell(proposal.number, answer(proposal))
+    assert [t.state for t in study(journal, "rung-0-memory").trials] == [TrialState.FAIL]

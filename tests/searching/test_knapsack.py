@@ -15,9 +15,10 @@ from autocompress.rules import SpaceRules, load_space
 from autocompress.searching import parts as parts_module
 from autocompress.searching.atoms import Atoms
 from autocompress.searching.costs import weight_bytes
-from autocompress.searching.knapsack import Expected, Knapsack, thinned, unbent
+from autocompress.searching.expected import Expected, thinned
+from autocompress.searching.knapsack import Knapsack
 from autocompress.searching.parts import merged, parts_of
-from autocompress.searching.solve import front
+from autocompress.searching.solve import front, unbent
 from autocompress.searching.work import table_model, work_model
 from autocompress.space import build_space
 from autocompress.tables import LatencyTable, menu_of, menu_plans
@@ -289,6 +290,37 @@ def test_limits_hold_for_every_choice(make_space):
     assert best.loss == pytest.approx(found[-1].loss)
 
 
+@pytest.mark.parametrize("rules", ["blocks", "shared"])
+def test_with_bytes_as_an_objective_the_front_is_that_of_all_candidates_in_three(make_space, rules):
+    """Oracle: non-dominated candidates in seconds, loss and bytes, counted out; and the front without bytes."""
+    space = make_space(SPACES[rules])
+    knapsack = knapsack_of(space, resources={"size": lambda plan: weight_bytes(plan, space.table)}, along=["size"])
+
+    def spots(candidates):
+        return {(round(e.seconds, 9), round(e.loss, 9), round(e.others["size"], 3)) for e in candidates}
+
+    truth = spots(thinned(everything(knapsack), ["size"]))
+    found = knapsack.front(12)
+    assert all(one.others["size"] == pytest.approx(weight_bytes(one.plan, space.table)) for one in found)
+    assert spots(found) <= truth
+    assert {one.plan for one in found} >= {one.plan for one in knapsack_of(space).front(12)}
+    if rules == "shared":  # where bytes are saved as seconds are, they ask for nothing else
+        assert len(found) > len(knapsack_of(space).front(12))
+    assert min(one.others["size"] for one in found) == pytest.approx(min(size for _s, _l, size in truth))
+
+
+def test_within_some_bytes_the_best_is_found(make_space):
+    space = make_space(SPACES["shared"])
+    knapsack = knapsack_of(space, resources={"size": lambda plan: weight_bytes(plan, space.table)}, along=["size"])
+    every = everything(knapsack)
+    sizes = sorted(one.others["size"] for one in every)
+    for most in (sizes[0], sizes[len(sizes) // 2]):
+        found = knapsack.at(1.0, others={"size": most * (1 + 1e-9)})
+        assert found is not None
+        assert found.loss == pytest.approx(min(e.loss for e in every if e.others["size"] <= most * (1 + 1e-9)))
+    assert knapsack.at(1.0, others={"size": 0.9 * sizes[0]}) is None
+
+
 def test_a_limit_that_nothing_keeps_leaves_no_candidate(make_space):
     knapsack = knapsack_of(make_space(SPACES["blocks"]), {"latency": 1e-6})
     assert knapsack.front(10) == []
@@ -321,6 +353,40 @@ def test_seconds_follow_what_was_measured(make_space):
     assert knapsack.work.seconds(Plan()) == pytest.approx(0.02, rel=0.02)
     knapsack.learn_seconds([])
     assert knapsack.work.seconds(Plan()) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("slope", [0.5, 1.0, 2.0])
+def test_amounts_follow_what_was_measured(make_space, slope):
+    """Oracle: a process that saves `slope` bytes for each byte of weights; dense stays what it was measured to be."""
+    space = make_space(SPACES["blocks"])
+    dense = 1e5 + weight_bytes(Plan(), space.table)
+
+    def take(plan):
+        return dense - (weight_bytes(Plan(), space.table) - weight_bytes(plan, space.table))
+
+    knapsack = knapsack_of(space, resources={"memory": take}, along=["memory"])
+    plans = [one.plan for one in everything(knapsack)][::7]
+    truth = {plan: dense - slope * (dense - take(plan)) for plan in plans}
+    knapsack.learn_amounts("memory", [(plan, truth[plan]) for plan in plans])
+    assert knapsack.amount("memory", Plan()) == dense
+    for plan in plans:
+        assert dense - knapsack.amount("memory", plan) == pytest.approx(dense - truth[plan], rel=0.05)
+    found = knapsack.front(5)[0]
+    _errors, costs, kept = knapsack._program(0, knapsack.kl)
+    assert found.others["memory"] == pytest.approx(knapsack.amount("memory", found.plan))
+    assert sum(row[0] for row in costs["memory"]) == pytest.approx(
+        knapsack.amount("memory", space.decode(merged(knapsack.parts.base, *(row[0] for row in kept))))
+    )
+
+
+def test_candidates_that_save_nothing_teach_no_amounts(make_space):
+    space = make_space(SPACES["blocks"])
+    knapsack = knapsack_of(space, resources={"size": lambda plan: weight_bytes(plan, space.table)})
+    for measured in ([], [(Plan(), 5.0)]):
+        knapsack.learn_amounts("size", measured)
+        assert knapsack.amount("size", Plan({"net.0": Prune(0)})) == weight_bytes(
+            Plan({"net.0": Prune(0)}), space.table
+        )
 
 
 def measured_by(knapsack, law, count, seed=0):

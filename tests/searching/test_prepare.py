@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,10 +11,13 @@ import pytest
 
 from autocompress.budgets import Budgets
 from autocompress.compressing.losses import losses
-from autocompress.plan import Plan
+from autocompress.found import LOSSES, read_losses
+from autocompress.objectives import USUAL, Objectives
+from autocompress.plan import Plan, Prune
 from autocompress.rules import SpaceRules
 from autocompress.searching.controller import Controller
-from autocompress.searching.prepare import SAMPLES, corners, make_staged
+from autocompress.searching.costs import weight_bytes
+from autocompress.searching.prepare import SAMPLES, corners, make_staged, resources_of
 from autocompress.searching.probe import DenseSetting, PrecisionFact, Probe
 from autocompress.searching.seen import Clock, Teller
 from autocompress.space import build_space
@@ -56,6 +60,28 @@ def test_bits_alone_have_no_corners(make_space):
     assert list(corners(make_space({"layers": [BITS]}), PROBE)) == []
 
 
+# what else is limited
+
+
+def test_bytes_are_estimated_from_dense_as_weights_are_saved(make_trial, table):
+    """Oracle: a file of 5,000 bytes, a process of 70 MB, less what the weights of a block take."""
+    dense = make_trial(0, 1.0, 0.9, plan=Plan())
+    dense = dense.replace(artifact=replace(dense.artifact, size_bytes=5000),
+                          latency=replace(dense.latency, peak_memory_bytes=70_000_000))  # fmt: skip
+    gone = Plan({"net.0": Prune(0)})
+    saved = weight_bytes(Plan(), table) - weight_bytes(gone, table)
+    budgets = Budgets(max_size_bytes=4000)
+    found, limits = resources_of(budgets, Objectives(("latency", "quality", "memory")), [dense], table)
+    assert {name: (take(Plan()), take(gone)) for name, take in found.items()} == {
+        "size": (5000, 5000 - saved),
+        "memory": (70_000_000, 70_000_000 - saved),
+    }
+    assert limits == {"size": pytest.approx(3920)}
+    assert resources_of(Budgets(max_memory_bytes=50), USUAL, [dense], table)[1] == {"memory": pytest.approx(49)}
+    assert resources_of(Budgets(), USUAL, [dense], table) == ({}, {})
+    assert resources_of(budgets, USUAL, [], table) == ({}, {})
+
+
 # a prepared search
 
 
@@ -63,7 +89,7 @@ def prepared(folder: Path, rules: dict[str, object], budgets: Budgets, said: lis
     task = any_task("bert")
     bank = bank_of(task, folder)
     space = build_space(SpaceRules.model_validate({"name": "x", **rules}), bank.table, profile_of())
-    shop = SimpleNamespace(bank=bank, table=bank.table, task=task, bench=None)
+    shop = SimpleNamespace(root=folder, bank=bank, table=bank.table, task=task, bench=None)
     controller = Controller(folder / "study.journal", space.untrained(), True, lambda _trial: {})
     teller = Teller(said.append, said.append)
     clock = Clock(lambda: 0.0, 0.0, 1e6)
@@ -75,6 +101,11 @@ def test_what_is_prepared_knows_losses_seconds_and_limits(tmp_path: Path) -> Non
     said: list[str] = []
     staged = prepared(tmp_path, rules, Budgets(max_latency_s=0.006), said)
     knapsack = staged.knapsack
+    shown = [loss for loss in read_losses(tmp_path / LOSSES) if loss.measured]
+    assert sorted(loss.kl for loss in shown) == pytest.approx(
+        sorted(kl for row in knapsack.kl.values() for kl in row[1:])
+    )
+    assert {(loss.kind, loss.level) for loss in shown} == {("neurons", "50 %"), ("precision", "int8")}
     assert said[0] == "losses"
     assert said[1] == "losses of single choices: 3 of 3 measured, the others estimated"
     assert knapsack.limits["latency"] == pytest.approx(0.006 * 0.98)

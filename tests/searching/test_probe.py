@@ -21,6 +21,7 @@ PROBE = Probe(
     smallest_ratio_best_dense=0.125,
     dense_latency_s=0.010,
     rates=(RateFact(0.0, 0.2), RateFact(1e-4, 0.1), RateFact(1e-3, 0.4)),
+    smallest_memory_bytes=60_000_000,
 )
 
 
@@ -43,8 +44,13 @@ def test_json_round_trip() -> None:
 
 @pytest.mark.parametrize(
     "budgets",
-    [Budgets(), Budgets(max_latency_s=0.0008), Budgets(min_speedup=10.0)],
-    ids=["none", "latency-just-reached", "speedup-just-reached"],
+    [
+        Budgets(),
+        Budgets(max_latency_s=0.0008),
+        Budgets(min_speedup=10.0),
+        Budgets(max_memory_bytes=48_000_000),
+    ],
+    ids=["none", "latency-just-reached", "speedup-just-reached", "memory-just-reached"],
 )
 def test_reachable_budgets_pass(budgets: Budgets) -> None:
     check_reachable(PROBE, budgets)
@@ -58,8 +64,9 @@ def test_reachable_budgets_pass(budgets: Budgets) -> None:
             Budgets(min_speedup=10.1),
             r"--min-speedup 10\.1x .* up to 8x over the fastest dense fp32 \(openvino, 2 threads\)",
         ),
+        (Budgets(max_memory_bytes=47_000_000), r"--max-memory 47 MB .* the smallest .* needs 60 MB"),
     ],
-    ids=["latency", "speedup"],
+    ids=["latency", "speedup", "memory"],
 )
 def test_unreachable_budgets_name_the_range(budgets: Budgets, message: str) -> None:
     with pytest.raises(BudgetError, match=message):

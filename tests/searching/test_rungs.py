@@ -10,8 +10,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
+from autocompress.found import Audit
 from autocompress.plan import Distill, Plan, Prune
-from autocompress.searching.rungs import Audit, Recovered, audits, audits_of, most_gained, promoted
+from autocompress.searching.rungs import Recovered, audits, audits_of, most_gained, promoted
 
 REFERENCE, LEAST = (math.log(1.05), 0.2), (False, False)
 
@@ -132,11 +133,11 @@ def test_what_lost_less_and_dropped_more_bounds_the_drop_from_below():
 def test_the_candidate_that_adds_most_area_is_taken():
     """Up to (0, 1): beside (-1, 0.5), which covers 0.5, (-2, 0.6) adds 0.4, (-0.5, 0.1) adds 0.2, (-1, 0.7) nothing."""
     candidates = {"fast": (-2.0, 0.6), "good": (-0.5, 0.1), "none": (-1.0, 0.7)}
-    assert most_gained(candidates, [(-1.0, 0.5)], (0.0, 1.0)) == "fast"
-    assert most_gained({k: candidates[k] for k in ("good", "none")}, [(-1.0, 0.5)], (0.0, 1.0)) == "good"
-    assert most_gained({"none": candidates["none"]}, [(-1.0, 0.5)], (0.0, 1.0)) is None
-    assert most_gained({}, [(-1.0, 0.5)], (0.0, 1.0)) is None
-    assert most_gained({"beyond": (0.5, 0.1)}, [], (0.0, 1.0)) is None
+    assert most_gained(candidates, [(-1.0, 0.5)], (0.0, 1.0), LEAST) == "fast"
+    assert most_gained({k: candidates[k] for k in ("good", "none")}, [(-1.0, 0.5)], (0.0, 1.0), LEAST) == "good"
+    assert most_gained({"none": candidates["none"]}, [(-1.0, 0.5)], (0.0, 1.0), LEAST) is None
+    assert most_gained({}, [(-1.0, 0.5)], (0.0, 1.0), LEAST) is None
+    assert most_gained({"beyond": (0.5, 0.1)}, [], (0.0, 1.0), LEAST) is None
 
 
 @given(
@@ -150,7 +151,7 @@ def test_most_gained_counts_cells(candidates, known):
         return sum(any(x <= i and y <= j for x, y in points) for i in range(5) for j in range(5))
 
     gains = [cells([*known, point]) - cells(known) for point in candidates]
-    found = most_gained({str(i): point for i, point in enumerate(candidates)}, known, (5, 5))
+    found = most_gained({str(i): point for i, point in enumerate(candidates)}, known, (5, 5), LEAST)
     assert (found is None) == (max(gains) == 0)
     if found is not None:
         assert gains[int(found)] == max(gains)

@@ -2,34 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from autocompress.objectives import USUAL, Objectives
 from autocompress.plan import Plan
 from autocompress.searching.controller import typical_seconds
 from autocompress.searching.seen import Clock, Judge, Seen
 
-
-def seen(maximize=True):
-    return Seen(Judge(maximize, lambda _trial: True), Clock(lambda: 0.0, 0.0, 1.0))
+BY_SIZE = Objectives(("latency", "quality", "size"))
 
 
+def seen(maximize=True, objectives=USUAL):
+    return Seen(Judge(maximize, lambda _trial: True, objectives), Clock(lambda: 0.0, 0.0, 1.0))
+
+
+@pytest.mark.parametrize("objectives", [USUAL, BY_SIZE], ids=["two", "three"])
 @pytest.mark.parametrize("maximize", [True, False])
-def test_what_is_kept_up_is_what_is_found_anew(make_trial, maximize):
+def test_what_is_kept_up_is_what_is_found_anew(make_trial, maximize, objectives):
     """Trials on a grid, so that many are equal; some fail, some are recoveries, some come again, dense comes late."""
-    draw, kept, known = np.random.default_rng(0), seen(maximize), []
+    draw, kept, known = np.random.default_rng(0), seen(maximize, objectives), []
     for number in range(300):
         seed = int(draw.integers(1, 250))
         ratio, quality = float(draw.integers(1, 12)) / 10, float(draw.integers(0, 12)) / 12
         plan = Plan() if number == 150 else Plan(seed=seed)
         trial = make_trial(number, ratio, quality, plan=plan, seconds={"all": float(draw.uniform(1, 9))})
-        trial = trial.replace(rung=int(draw.random() < 0.2))
+        size = 1000 * int(draw.integers(1, 6))
+        trial = trial.replace(rung=int(draw.random() < 0.2), artifact=replace(trial.artifact, size_bytes=size))
         if draw.random() < 0.1:
             trial = trial.replace(state="FAILED", latency=None, quality=None)
         kept.keep(trial)
         known.append(trial)
         if number % 3 == 0:  # in between, several come at once
-            anew = seen(maximize)
+            anew = seen(maximize, objectives)
             for one in known:
                 anew.keep(one)
             assert [t.number for t in kept.front()] == [t.number for t in anew.front()]
