@@ -1,11 +1,12 @@
 """Mixed precision: is the integer program's choice better than uniform bits, than greedy, and than chance?
 
-    python benchmarks/mixed.py [--seeds 3] [--threads 2] [--part solve | latency | size] [--show]
+    python benchmarks/mixed.py [--seeds 3] [--threads 2] [--part solve | latency | size | images] [--show]
 
 MiniLM-L6 on SST-2 in ONNX Runtime. At four latencies (that of uniform int8, and three between it and dense) and at
-the bytes of uniform 4- and 3-bit weights: test accuracy of the exported files, paired by sample, of the program's
-plan, of rounding the least sensitive layers first, and of random mixtures. And how long a program of 200 layers × 8
-options takes. Adds lines to benchmarks/results/mixed.jsonl.
+the bytes of uniform 4-bit weights and between 4 and 8: test accuracy of the exported files, paired by sample, of the
+program's plan, of rounding the least sensitive layers first, and of random mixtures. The same at the bytes of 4, 3 and
+2.5 bits for ResNet-20 on CIFAR-10 (`images`), which loses more and has 10,000 test samples. And how long a program of
+200 layers × 8 options takes. Adds lines to benchmarks/results/mixed.jsonl.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from autocompress.searching.probe import Probe
 from autocompress.searching.solve import solve
 from autocompress.searching.units import joined, tables_of, units_of
 from autocompress.space import build_space
-from autocompress.workshop import artifact_folder, open_workshop
+from autocompress.survey import survey
+from autocompress.workshop import artifact_folder, open_workshop, write_workload
 
 ROOT = common.ROOT / "runs" / "bench-mixed"
 HARDWARE = "cpu-1-thread"
@@ -40,8 +42,11 @@ HARDWARE = "cpu-1-thread"
 PLACES = (0.0, 0.25, 0.5, 0.75)
 
 #: Bits within an integer precision, for the budgets in bytes; the files are no shorter for it.
-BITS = {"name": "bits", "strategy": "solve", "solve": {"sweep": "size"},
-        "layers": [{"kind": "linear", "precision": ["int8"], "weight_bits": [8, 4, 3]}]}  # fmt: skip
+BITS = {"linear": (8, 4, 3), "conv": (8, 4, 3, 2)}
+
+#: What the sizes are told of, by part.
+TITLES = {"latency": "MiniLM on SST-2, budgets in latency", "size": "MiniLM on SST-2, budgets in size",
+          "images": "ResNet-20 on CIFAR-10, budgets in size"}  # fmt: skip
 
 
 def solve_seconds(seed: int, names: tuple[str, ...]) -> dict:
@@ -89,8 +94,8 @@ def total(table, choice) -> float:
 
 def evaluated(plan, shop, timed) -> dict:
     """Latency ratio and test hits of a plan's own file."""
-    built = build_into(ROOT / "candidate", plan, shop, keep_weights=False)
-    path = ROOT / built.artifact.path
+    built = build_into(shop.root / "candidate", plan, shop, keep_weights=False)
+    path = shop.root / built.artifact.path
     values = {"hits": hits(path, shop), "size_bytes": built.artifact.size_bytes, "plan": plan.to_json()}
     values["accuracy"] = values["hits"].count("1") / len(values["hits"])
     if timed:
@@ -145,20 +150,36 @@ def latency_part(shop, space, probe):
     return units, tables, "latency", budgets, {"dense": Plan(), **uniform}
 
 
-def size_part(shop):
-    """Budgets of the bytes that 4 and 3 bits in every linear take."""
-    space = build_space(SpaceRules.model_validate(BITS), shop.table, shop.profile)
-    units = units_of(space)
+def size_part(shop, kind):
+    """Budgets of the bytes that so many bits in every layer of a kind take, and of some between."""
+    rule = {"kind": kind, "precision": ["int8"], "weight_bits": list(BITS[kind])}
+    rules = {"name": "bits", "strategy": "solve", "solve": {"sweep": "size"}, "layers": [rule]}
+    units = units_of(build_space(SpaceRules.model_validate(rules), shop.table, shop.profile))
     options = [option for unit in units for option in unit.options]
     tables = tables_of(units, sensitivities(shop.bank, options, say=print), lambda _plan: 1.0, shop.table)
-    levels = {f"{bits} bits": [number] * len(units) for number, bits in enumerate((8, 4, 3))}
+    levels = {f"{bits} bits": [number] * len(units) for number, bits in enumerate(BITS[kind])}
     uniform = {
         name: joined([unit.options[option] for unit, option in zip(units, choice, strict=True)])
         for name, choice in levels.items()
     }
-    budgets = {name: total(tables.bytes, choice) for name, choice in levels.items()}
-    between = {"5.3 bits": (budgets["8 bits"] + 2 * budgets["4 bits"]) / 3}
-    return units, tables, "size", {**between, "4 bits": budgets["4 bits"]}, uniform
+    bytes_of = {name: total(tables.bytes, choice) for name, choice in levels.items()}
+    budgets = {"5.3 bits": (bytes_of["8 bits"] + 2 * bytes_of["4 bits"]) / 3, "4 bits": bytes_of["4 bits"]}
+    if "2 bits" in bytes_of:
+        budgets |= {"3 bits": bytes_of["3 bits"], "2.5 bits": (bytes_of["3 bits"] + bytes_of["2 bits"]) / 2}
+    return units, tables, "size", budgets, uniform
+
+
+def run_images(sheet, seeds) -> None:
+    task, root = common.load("resnet20"), ROOT.with_name("bench-mixed-images")
+    profile = load_profile(HARDWARE)
+    workload = profile.workload.model_copy(update={"batch": 32, "sequence_length": None})
+    profile = profile.model_copy(update={"workload": workload})
+    table = survey(task.source, task.workload_inputs(32, None))
+    root.mkdir(parents=True, exist_ok=True)
+    write_workload(root / "inputs.npz", task, workload)
+    with Bench(profile, root / "inputs.npz", artifact_folder(root, Plan()) / "model.onnx") as bench:
+        shop = open_workshop(root, task, table, profile, bench)
+        compared(sheet, "images", shop, size_part(shop, "conv"), seeds)
 
 
 def run_models(sheet, part, seeds) -> None:
@@ -173,7 +194,7 @@ def run_models(sheet, part, seeds) -> None:
             space = build_space(load_space("mixed-precision"), table, profile, probe.dropped)
             compared(sheet, "latency", shop, latency_part(shop, space, probe), seeds)
         if part in ("", "size"):
-            compared(sheet, "size", shop, size_part(shop), seeds)
+            compared(sheet, "size", shop, size_part(shop, "linear"), seeds)
 
 
 def main() -> None:
@@ -186,6 +207,8 @@ def main() -> None:
                 sheet.run(work, part="solve", method=" and ".join(limits), budget="200 x 8", seed=seed)
     if not chosen.show and chosen.part in ("", "latency", "size"):
         run_models(sheet, chosen.part, chosen.seeds)
+    if not chosen.show and chosen.part in ("", "images"):
+        run_images(sheet, chosen.seeds)
     tables(sheet)
 
 
@@ -210,7 +233,7 @@ def tables(sheet: common.Sheet) -> None:
     if times:
         worst = max(values["solve_s"] for values in times)
         print(f"200 layers x 8 options: at most {worst:.2f} s of {len(times)} programs, all solved to the optimum")
-    for part in ("latency", "size"):
+    for part in TITLES:
         cases = [(line["case"], line["values"]) for line in sheet.lines if line["case"]["part"] == part]
         rows = []
         for case, values in cases:
@@ -223,7 +246,7 @@ def tables(sheet: common.Sheet) -> None:
                 ahead = paired(values["hits"], found["hits"]) + (", but slower" if slower else "")
                 rows.append([case["budget"], name, ratio(found), f"{100 * found['accuracy']:.2f}", ahead])
         heads = ["budget", "choice", "of dense latency", "test accuracy, %", "solved is ahead, points"]
-        common.show(f"MiniLM on SST-2, budgets in {part}", heads, rows)
+        common.show(TITLES[part], heads, rows)
 
 
 def ratio(values) -> str:
