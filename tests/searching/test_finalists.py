@@ -59,7 +59,7 @@ def graded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def loop_of(root: Path, trials: list[Trial], budgets: Budgets) -> Loop:
     task = SimpleNamespace(metric=ACCURACY, test=range(10), validation=range(10))
     shop: Any = SimpleNamespace(task=task, root=root, artifact_folder=lambda plan, rung: root / plan.fingerprint)
-    space: Any = None
+    space: Any = SimpleNamespace(steps=())  # nothing is recovered
     return Loop(shop, space, budgets, list(trials), 60.0, 0.0, Silent(), lambda _front: None, max_trials=len(trials))
 
 
