@@ -25,7 +25,7 @@ def test_minilm_keeps_its_quality_through_export_and_int8(tmp_path: Path) -> Non
     from autocompress.plan import LayerPlan, Plan, Quantize
     from autocompress.survey import survey
     from autocompress.tasks import TaskSource, load_task
-    from autocompress.workshop import Workshop
+    from autocompress.workshop import Workshop, write_workload
 
     source = TaskSource("text-classification", str(SHARED / "models" / "minilm-sst2"), str(SHARED / "sst2"))
     task = load_task(source, 128)
@@ -41,6 +41,7 @@ def test_minilm_keeps_its_quality_through_export_and_int8(tmp_path: Path) -> Non
         TeacherCache(tmp_path / "teacher.npy", task),
         Bench(profile, tmp_path / "inputs.npz", tmp_path / "none.onnx"),
     )
+    write_workload(tmp_path / "inputs.npz", task, profile.workload)
     linears = [layer.name for layer in table.layers if layer.kind == "linear"]
     int8 = Plan(layers={name: LayerPlan(quantize=Quantize("int8-dynamic")) for name in linears})
     scores = [score_artifact(build(plan, shop), shop, task.validation) for plan in (Plan(), int8)]
