@@ -125,6 +125,7 @@ PROMISES = {
         {"keep", "remove", "precision"},
         {"heads", "neurons", "block", "quantize", "distill"},
         {"heads", "neurons", "quantize"},
+        trials=9,
     ),
     ("gpu", "vit"): Promise(
         {"keep", "remove", "precision"},
