@@ -98,6 +98,7 @@ class Staged:
         self.stagnated = False
         self.warm: Sequence[Plan] = ()
         self.only: str | None = None
+        self._sampler_repeats = False
         self._corners = list(corners)
         self._teller = teller or Teller()
         self._values: dict[str, Values] = {}
@@ -378,9 +379,10 @@ class Staged:
         return self._proposal(child, "refined")
 
     def _sampled(self, _knapsack: Knapsack) -> Proposal | None:
-        if len(self._seen.trials) > MOST_SAMPLED:
+        if self._sampler_repeats or len(self._seen.trials) > MOST_SAMPLED:
             return None
         proposal = self._controller.ask()
+        self._sampler_repeats = proposal is None  # so often that asking again would only take time
         if proposal is not None and proposal.plan.fingerprint in self._seen.under_way:
             return None  # the controller hears of it when it is told
         values = None if proposal is None else self._controller.asked(proposal.number)
