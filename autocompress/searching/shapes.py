@@ -113,9 +113,8 @@ def _facts(shop: Workshop, classes: Mapping[LayerClass, Mapping[str, LayerPlan]]
     heavier, heavier_ratio = "fp32", 1.0
     for member, layers in classes.items():
         cost = measured_class(shop, layers)
-        kept = (
-            cost is None or cost.ratio_low <= heavier_ratio
-        )  # what cannot be made here meets its fault as a candidate
+        # what cannot be made here is kept, and meets its fault as a candidate
+        kept = cost is None or cost.ratio_low <= heavier_ratio
         why = "" if kept or cost is None else f"slower than {heavier} ({cost.ratio:.3g} against {heavier_ratio:.3g})"
         yield ShapeFact(
             member.kind, member.weight_shape, member.groups, member.macs, len(layers), member.precision,
