@@ -11,21 +11,11 @@ import yaml
 
 import autocompress
 from autocompress.errors import ConfigError
-from autocompress.searching.status import Silent
+from tests.searching.test_mixed import Listener
 from tests.test_launch import example_task
 
 HARDWARE = "raspberry-pi-5"
 TRIALS = 8
-
-
-class Listener(Silent):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
 
 
 @pytest.fixture(scope="module")
