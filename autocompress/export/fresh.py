@@ -86,7 +86,7 @@ class Graded:
         """The largest deviation that the plan's precisions may cause."""
         path = self.file.with_name("plan.json")
         plan = plan_from_json(json.loads(path.read_text(encoding="utf-8")), str(path))
-        return allowed(lp.quantize.precision for lp in plan.layers.values() if lp.quantize)
+        return allowed((lp.quantize.precision for lp in plan.layers.values() if lp.quantize), self.device)
 
 
 def allowed(precisions: Iterable[str], device: Device = "cpu") -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from autocompress.errors import ConfigError, ExportError
 from autocompress.export import formats
 from autocompress.export.folder import from_pretrained
 from autocompress.export.formats import write_format
-from autocompress.export.fresh import TOLERANCE, Graded
+from autocompress.export.fresh import GPU_TOLERANCE, TOLERANCE, Graded
 from autocompress.plan import Plan
 from autocompress.runtimes import RUNTIMES, installed_runtimes, open_session
 from tests.export.conftest import keep_candidate
@@ -34,7 +35,9 @@ def out(tmp_path: Path) -> Path:
 
 
 def test_the_widest_deviation_is_that_of_the_plans_precisions(tmp_path: Path) -> None:
-    assert kept(tmp_path, "fp16")[1].most == TOLERANCE["fp16"]
+    half = kept(tmp_path, "fp16")[1]
+    assert half.most == TOLERANCE["fp16"]
+    assert replace(half, device="cuda").most == GPU_TOLERANCE["fp16"]
     assert kept(tmp_path, "int8")[1].most == TOLERANCE["int8"]
 
 
