@@ -113,7 +113,11 @@ def _less_than_dense(whole: float, table: LayerTable) -> Resource:
 
 
 def corners(space: SearchSpace, probe: Probe) -> Iterator[tuple[Origin, Values]]:
-    """Uniform levels of everything in the fastest precision, middle ones first, and blocks dropped by depth."""
+    """Uniform levels of everything in the fastest precision, middle ones first, and blocks dropped by depth.
+
+    Beside the middle of structure its low ranks, in fp32 and in the fastest precision: where layers are narrow, the one
+    may pay and the other not.
+    """
     best = probe.fastest_precision
     rules, blocks = space.rules, space.table.blocks
     shares = sorted({*rules.groups.heads, *rules.groups.neurons, *rules.groups.channels} - {1.0}, reverse=True)
@@ -121,8 +125,8 @@ def corners(space: SearchSpace, probe: Probe) -> Iterator[tuple[Origin, Values]]
     found: list[tuple[Origin, Values]] = []
     for share in shares if prunable else ():
         found.append(("uniform", space.uniform(keep=share, precision=best)))
+    ranks = sorted({r for rule in rules.layers for r in rule.rank} - {1.0}, reverse=True)
     if not prunable:
-        ranks = sorted({r for rule in rules.layers for r in rule.rank} - {1.0}, reverse=True)
         found += [("uniform", space.uniform(rank=rank, precision=best)) for rank in ranks]
     if rules.blocks.remove and len(blocks) > 1:
         found += [
@@ -130,6 +134,12 @@ def corners(space: SearchSpace, probe: Probe) -> Iterator[tuple[Origin, Values]]
             for removed in (blocks[(len(blocks) + 1) // 2 :], blocks[1::2])
         ]
     middle = len(found) // 2
-    yield from sorted(found, key=lambda item: abs(found.index(item) - middle))
+    ordered = sorted(found, key=lambda item: abs(found.index(item) - middle))
+    yield from ordered[:1]
+    if shares and prunable and ranks:
+        share, rank = shares[len(shares) // 2], ranks[len(ranks) // 2]
+        for precision in dict.fromkeys(("fp32", best)):
+            yield "uniform", space.uniform(keep=share, precision=precision, rank=rank)
+    yield from ordered[1:]
     for recipe in range(1, len(rules.learn)):
         yield "seed", {**space.uniform(precision=best), "learn": recipe}

@@ -7,7 +7,7 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from autocompress.objectives import USUAL, Objectives
+from autocompress.objectives import USUAL, Objectives, amount
 from autocompress.pareto import hypervolume, nondominated
 from autocompress.plan import Plan
 from autocompress.records import Trial
@@ -97,7 +97,10 @@ class Judge:
 
 
 class Seen:
-    """Trials by fingerprint, and proposals that are under way.
+    """Trials by fingerprint, proposals that are under way, and spots.
+
+    A spot is what a measured candidate without recovery takes: its ratio to dense in the same runtime, and its bytes
+    of each further objective, NaN where they are not known.
 
     Args:
         judge: how trials are looked at.
@@ -109,6 +112,7 @@ class Seen:
         self.clock = clock
         self.trials: dict[str, Trial] = {}
         self.under_way: dict[str, Proposal] = {}
+        self.spots: dict[str, tuple[float, ...]] = {}
         self.left_s = math.inf
         self._dense: Trial | None = None
         self._best: float | None = None
@@ -129,6 +133,10 @@ class Seen:
         if self._best is not None and (known is not None or (trial.quality or 0.0) > self._best):
             self._best = None
         self.trials[trial.fingerprint] = trial
+        self.spots.pop(trial.fingerprint, None)
+        if trial.measured and trial.rung == 0:
+            taken = (amount(trial, name) or math.nan for name in self.judge.objectives.more)
+            self.spots[trial.fingerprint] = (own_ratio(trial), *taken)
         if self._dense is None and trial.quality is not None and trial.plan == Plan():
             self._dense = trial
 

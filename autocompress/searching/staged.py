@@ -20,6 +20,7 @@ from autocompress.searching.climbing import TUNED_MOST, Climb
 from autocompress.searching.controller import Controller, Proposal
 from autocompress.searching.expected import Expected, expectation, furthest
 from autocompress.searching.knapsack import Knapsack
+from autocompress.searching.refining import Refining
 from autocompress.searching.rungs import ETA
 from autocompress.searching.seen import NO_PROPOSAL, Clock, Judge, Seen, Teller, own_ratio
 from autocompress.searching.warm import encode, rung_of
@@ -31,29 +32,23 @@ UNTRAINED_SHARE = 0.45
 #: Candidates that were measured since the tables were last corrected by them.
 REFIT_EVERY = 6
 
-#: The same once the front that the program expects is measured: it then changes little.
+#: The same once so many candidates of the expected front are measured: it then changes little.
 REFINED_EVERY = 18
+
+#: Nor are they corrected before there are so many more candidates, as a share of all.
+REFIT_SHARE = 0.05
 
 #: The front, and so many of the last candidates, correct the tables.
 MOST_LEARNED = 200
 
-#: Trials up to which the sampler proposes, too: what it takes to model them grows with their number.
-MOST_SAMPLED = 1000
-
 #: Uniform levels that are measured before the program's own choices.
 FIRST = 2
 
-#: Budgets of the program.
+#: Budgets of the program; as many candidates of its fronts are measured before refining begins.
 POINTS = 40
-
-#: Spread of the losses that a refinement believes, as the standard deviation of their logarithm.
-SPREAD = 0.5
 
 #: Refinements in a row that add less than this share of the hypervolume end them, where recovery waits.
 PATIENCE, LITTLE = 10, 0.002
-
-#: Pairs of moves that a switch chooses from, and the difference in seconds, as a share, that it should keep within.
-SWITCHES, SAME = 12, 0.01
 
 
 class Staged:
@@ -98,14 +93,19 @@ class Staged:
         self.stagnated = False
         self.warm: Sequence[Plan] = ()
         self.only: str | None = None
-        self._sampler_repeats = False
         self._corners = list(corners)
         self._teller = teller or Teller()
         self._values: dict[str, Values] = {}
         self._front: list[Expected] | None = None
-        self._fresh = self._made = self._turn = self._refinements = 0
+        self._fresh, self._begun = math.inf, False
+        self._made = self._turn = self._solved = 0
         self._exhausted = knapsack is None
-        self._draw = np.random.default_rng([seed, len(trials)])
+        self._refining: Refining | None = None
+        if knapsack is not None:
+            self._refining = Refining(
+                knapsack, self._seen, self._values, controller, self._heaviest, self._proposal,
+                lambda: self._needed(knapsack), np.random.default_rng([seed, len(trials)]),
+            )  # fmt: skip
         self._flow = self._stages()
         for trial in trials:
             self._seen.keep(trial)
@@ -130,7 +130,10 @@ class Staged:
 
     def tell(self, number: int, trial: Trial) -> None:
         """Learn the outcome of a proposal."""
+        before = self._seen.volume()
         self._seen.keep(trial)
+        if self._refining is not None:
+            self._refining.learn(trial.fingerprint, self._seen.volume() > before)
         self._seen.under_way.pop(trial.fingerprint, None)
         self._fresh += trial.measured
         if number != NO_PROPOSAL:
@@ -215,33 +218,30 @@ class Staged:
 
     def _untrained(self, knapsack: Knapsack, clock: Clock) -> Iterator[Proposal | None]:
         """Measure the front that the program expects, then refine, within a share of the time or until it stagnates."""
+        assert self._refining is not None
         waits = bool(self.space.steps) and self.only is None
         share = UNTRAINED_SHARE if waits else 1.0
-        if self._front is None and self.only == "refine":
-            self._front = self._corrected_front(knapsack)
-        elif self._front is None:
+        if not self._begun and self.only != "refine":
+            self._begun = True
             self._teller.stage("solve")
             self._begin()
             for origin, values in self._corners[:FIRST]:
                 if self._time_for_untrained(clock, share):
                     yield from self._propose(values, origin)
-            self._front = self._corrected_front(knapsack)
-            self._teller.say(expectation(self._front))
+            self._teller.say(expectation(self._expected(knapsack)))
         elif self._turn:
             self._teller.stage("refine")
         gains, refines, solves = [math.inf], False, self.only != "refine"
         while self._time_for_untrained(clock, share) and not (waits and self._stagnates(gains)):
             if clock.stagnates() and (refines or self._turn or self.only == "solve"):
                 return
-            solves = solves and not clock.stagnates()
-            if self._fresh >= (REFINED_EVERY if self._refinements else REFIT_EVERY):
-                self._front = self._corrected_front(knapsack)
+            solves = solves and not clock.stagnates() and (self._solved < POINTS or self.only == "solve")
             before = self._seen.volume()
-            needed = self._most_needed(self._front) if solves else None
-            proposal = None
+            needed = self._needed(knapsack) if solves else None
             if needed is not None:
                 proposal = self._proposal(needed.values, "solved")
-            elif self._corners and solves:
+                self._solved += 1
+            elif self._corners and self.only != "refine" and not clock.stagnates():
                 origin, values = self._corners.pop(0)
                 proposal = self._proposal(values, origin)
                 if proposal is None:
@@ -253,13 +253,13 @@ class Staged:
                     self._teller.stage("refine")
                     self._begin()
                 refines = True
-                self._refinements += 1
-                proposal = self._refined(knapsack, self._refinements)
+                self._correct(knapsack)
+                proposal = self._refining.propose()
             if proposal is None and not self._seen.under_way:
                 self._exhausted = True
                 return
             yield proposal  # or None: those under way may yet bring something to refine
-            if proposal is not None and needed is None and refines:
+            if proposal is not None and refines:
                 gains.append(self._seen.volume() / max(before, 1e-12) - 1)
 
     def _time_for_untrained(self, clock: Clock, share: float) -> bool:
@@ -269,8 +269,11 @@ class Staged:
     def _stagnates(gains: Sequence[float]) -> bool:
         return len(gains) >= PATIENCE and max(gains[-PATIENCE:]) < LITTLE
 
-    def _corrected_front(self, knapsack: Knapsack) -> list[Expected]:
-        """Correct the tables by what was measured, and solve for the front."""
+    def _correct(self, knapsack: Knapsack) -> None:
+        """Correct the tables by what was measured, once there is enough of it; the front is then to be solved anew."""
+        often = REFIT_EVERY if self._solved < POINTS else REFINED_EVERY
+        if self._fresh < max(often, REFIT_SHARE * len(self._seen.spots)):
+            return
         every = [trial for trial in self._seen.trials.values() if trial.measured and trial.rung == 0]
         found = {trial.fingerprint: trial for trial in [*self._seen.front(), *every[-MOST_LEARNED:]]}
         measured = [trial for trial in found.values() if trial.plan.learn is None]  # what is learned says no shapes
@@ -282,122 +285,32 @@ class Staged:
         for name in (name for name in OBJECTIVES if name in knapsack.resources):
             amounts = [(trial.plan, amount(trial, name)) for trial in measured]
             knapsack.learn_amounts(name, [(plan, float(taken)) for plan, taken in amounts if taken is not None])
-        self._fresh = 0
-        return knapsack.front(POINTS)
+        self._fresh, self._front = 0, None
 
-    def _most_needed(self, front: Sequence[Expected]) -> Expected | None:
+    def _expected(self, knapsack: Knapsack) -> list[Expected]:
+        """The front that the program expects by the tables as they are now."""
+        self._correct(knapsack)
+        if self._front is None:
+            self._front = knapsack.front(POINTS)
+        return self._front
+
+    def _needed(self, knapsack: Knapsack) -> Expected | None:
         """Of the expected front, the new one furthest from all that was measured, or is about to be.
 
         In log seconds, and in the logarithms of further objectives; each as a share of what the front spans.
         """
-        assert self.knapsack is not None
-        knapsack, more = self.knapsack, self.knapsack.along
+        front, more = self._expected(knapsack), knapsack.along
         left = [one for one in front if not self._seen.proposed(one.plan)]
         if not left:
             return None
-        known = [t for t in self._seen.trials.values() if t.measured and t.rung == 0]
-        spots = [(own_ratio(t) * knapsack.dense_s, *(amount(t, name) or math.nan for name in more)) for t in known]
+        places = [self._seen.judge.objectives.more.index(name) for name in more]
+        spots = [(r * knapsack.dense_s, *(taken[i] for i in places)) for r, *taken in self._seen.spots.values()]
         begun = [proposal.plan for proposal in self._seen.under_way.values() if proposal.rung == 0]
         spots += [(knapsack.work.seconds(p), *(knapsack.amount(name, p) for name in more)) for p in begun]
         return furthest(left, front, spots, more)
 
-    def _refined(self, knapsack: Knapsack, turn: int) -> Proposal | None:
-        """A new candidate near what is good, by one of several ways in turn."""
-        ways = (self._resolved, self._switched, self._crossed, self._resolved, self._switched, self._sampled)
-        for offset in range(len(ways)):
-            proposal = ways[(turn + offset) % len(ways)](knapsack)
-            if proposal is not None:
-                return proposal
-        return None
-
-    def _resolved(self, knapsack: Knapsack) -> Proposal | None:
-        """The program's choice by losses drawn near those that are believed, at a latency where the front is thin."""
-        kl = {
-            name: [value * math.exp(self._draw.normal(0, SPREAD)) for value in row] for name, row in knapsack.kl.items()
-        }
-        seconds = [knapsack.work.seconds(trial.plan) for trial in self._seen.front()]
-        if not seconds:
-            return None
-        low, high = math.log(min(seconds)), math.log(max(seconds))
-        found = knapsack.at(math.exp(self._draw.uniform(low, high)), kl, self._drawn_amounts(knapsack))
-        return None if found is None else self._proposal(found.values, "refined")
-
-    def _drawn_amounts(self, knapsack: Knapsack) -> dict[str, float]:
-        """A limit on one further objective, drawn within what the front spans; half of the time none."""
-        if not knapsack.along or self._draw.random() < 0.5:
-            return {}
-        name = knapsack.along[self._draw.integers(len(knapsack.along))]
-        logs = np.log([amount(trial, name) or math.nan for trial in self._seen.front()])
-        return {name: math.exp(self._draw.uniform(np.nanmin(logs), np.nanmax(logs)))}
-
-    def _switched(self, knapsack: Knapsack) -> Proposal | None:
-        """A front member with one choice heavier and another lighter, at about the same seconds."""
-        parents = self._parents()
-        if not parents:
-            return None
-        parent = self._values[parents[self._draw.integers(len(parents))].fingerprint]
-        seconds = knapsack.expected(parent).seconds
-        best: tuple[float, Values] | None = None
-        for _ in range(SWITCHES):
-            one, other = self._moved(knapsack, parent, -1), None
-            if one is not None:
-                other = self._moved(knapsack, one, 1)
-            if other is None:
-                continue
-            found = knapsack.expected(other)
-            if self._seen.proposed(found.plan):
-                continue
-            worth = found.loss * math.exp(abs(found.seconds / seconds - 1) / SAME)
-            if best is None or worth < best[0]:
-                best = (worth, other)
-        return None if best is None else self._proposal(best[1], "refined")
-
-    def _moved(self, knapsack: Knapsack, values: Values, step: int) -> Values | None:
-        """One variable of the program, drawn, a level lighter (1) or heavier (-1)."""
-        chosen = knapsack.parts.chosen
-        movable = [
-            variable
-            for variable in self.space.structure
-            if variable.name in chosen and 0 <= values[variable.name] + step < len(variable.levels)
-        ]
-        if not movable:
-            return None
-        name = movable[self._draw.integers(len(movable))].name
-        return {**values, name: values[name] + step}
-
-    def _crossed(self, knapsack: Knapsack) -> Proposal | None:
-        """Two neighbours on the front mixed part by part."""
-        parents = self._parents()
-        if len(parents) < 2:
-            return None
-        place = int(self._draw.integers(len(parents) - 1))
-        one, other = (self._values[parents[place + i].fingerprint] for i in (0, 1))
-        child = dict(one)
-        for part in knapsack.parts.parts:
-            if self._draw.random() < 0.5:
-                child.update({name: other[name] for name in part.names})
-        return self._proposal(child, "refined")
-
-    def _sampled(self, _knapsack: Knapsack) -> Proposal | None:
-        if self._sampler_repeats or len(self._seen.trials) > MOST_SAMPLED:
-            return None
-        proposal = self._controller.ask()
-        self._sampler_repeats = proposal is None  # so often that asking again would only take time
-        if proposal is not None and proposal.plan.fingerprint in self._seen.under_way:
-            return None  # the controller hears of it when it is told
-        values = None if proposal is None else self._controller.asked(proposal.number)
-        if proposal is not None and values is not None:
-            self._values[proposal.plan.fingerprint] = {**self._heaviest, **values}
-        return proposal
-
     def _plan(self, values: Values) -> Plan:
         return self._plain.decode(values)
-
-    def _parents(self) -> list[Trial]:
-        """Front members that refinements start from: those with recipes or zeros stay the corners that they are."""
-        held = self._heaviest.keys() - self._controller.space.by_name.keys()
-        found = ((trial, self._values.get(trial.fingerprint)) for trial in self._seen.front())
-        return [trial for trial, values in found if values is not None and not any(values[name] for name in held)]
 
     def _propose(self, values: Values, origin: Origin) -> Iterator[Proposal]:
         proposal = self._proposal(values, origin)

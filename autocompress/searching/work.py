@@ -21,11 +21,11 @@ from autocompress.plan.check import lies_in, removed_layers
 Array = NDArray[np.float64]
 
 #: Shares of the dense model's seconds that are believed before anything else is measured to go into its call, its
-#: layers' calls, its blocks, and its heads; the rest goes into multiply-adds.
-BASE, CALLS, BLOCKS, HEADS = 0.03, 0.06, 0.04, 0.08
+#: blocks, its heads, and its layers' calls; the rest goes into multiply-adds.
+BASE, BLOCKS, HEADS, CALLS = 0.03, 0.04, 0.08, 0.06
 
-#: Features beside multiply-adds.
-OTHERS = 4
+#: Features beside calls and multiply-adds.
+OTHERS = 3
 
 #: A multiply-add in any precision is believed to take at least this share of one in fp32.
 LEAST = 0.05
@@ -93,11 +93,14 @@ def work_model(table: LayerTable, dense_s: float, ratios: Mapping[Precision, flo
         return work_features(plan, table)
 
     dense = features(Plan())
-    shares = np.array([BASE, CALLS, BLOCKS, HEADS]) * (dense[:OTHERS] > 0)
-    work = 1 - shares.sum()
-    per_mac = work * dense_s / max(dense[OTHERS + PRECISIONS.index("fp32")], 1.0)
+    others, calls, macs = np.split(dense, [OTHERS, OTHERS + len(PRECISIONS)])
+    shares = np.array([BASE, BLOCKS, HEADS]) * (others > 0)
+    work = 1 - shares.sum() - CALLS
+    per_call, per_mac = CALLS * dense_s / max(calls.sum(), 1.0), work * dense_s / max(macs.sum(), 1.0)
     lighter = [max(LEAST, (ratios.get(precision, 1.0) - (1 - work)) / work) for precision in PRECISIONS]
-    believed = np.concatenate([shares * dense_s / np.maximum(dense[:OTHERS], 1.0), per_mac * np.array(lighter)])
+    believed = np.concatenate(
+        [shares * dense_s / np.maximum(others, 1.0), np.full(len(PRECISIONS), per_call), per_mac * np.array(lighter)]
+    )
     return WorkModel(features, believed, believed)
 
 
@@ -111,19 +114,18 @@ def table_model(seconds: Callable[[Plan], float]) -> WorkModel:
 
 
 def work_features(plan: Plan, table: LayerTable) -> Array:
-    """One, calls of layers, blocks, heads, and multiply-adds in each precision of `PRECISIONS`."""
-    found = np.zeros(OTHERS + len(PRECISIONS))
-    found[0] = 1.0
+    """One, blocks, heads, and calls of layers and multiply-adds in each precision of `PRECISIONS`."""
+    calls, macs = np.zeros((2, len(PRECISIONS)))
     for left in effective_layers(plan, table):
         if left.removed or not left.layer.macs:
             continue
-        dense_weights = math.prod(left.layer.weight_shape)
-        found[1] += 2 if left.factorize else 1
-        found[OTHERS + PRECISIONS.index(left.precision)] += left.layer.macs * left.weights / dense_weights
-    found[2] = len(table.blocks) - len(removed_blocks(plan, table))
-    lost = removed_layers(plan, table)
+        place = PRECISIONS.index(left.precision)
+        calls[place] += 2 if left.factorize else 1
+        macs[place] += left.layer.macs * left.weights / math.prod(left.layer.weight_shape)
+    blocks = len(table.blocks) - len(removed_blocks(plan, table))
+    lost, heads = removed_layers(plan, table), 0
     for group in table.groups:
         if group.kind == "heads" and not lies_in(group, lost):
             prune = plan.groups.get(group.name)
-            found[3] += prune.keep if prune else group.size
-    return found
+            heads += prune.keep if prune else group.size
+    return np.concatenate([[1.0, blocks, heads], calls, macs])

@@ -41,6 +41,22 @@ def test_shares_of_everything_come_middle_first_and_then_blocks_by_depth(make_sp
     assert found == [removed, removed, least, half], "of two blocks, the upper half and every second one are the same"
 
 
+def test_low_ranks_of_the_middle_structure_come_second(make_space):
+    ranks = {"kind": "linear", "precision": ["fp32", "int8"], "rank": [1.0, 0.5, 0.25]}
+    space = make_space({"groups": {"neurons": [1.0, 0.75, 0.5, 0.25]}, "layers": [ranks]})
+    found = list(corners(space, PROBE))
+    assert found == [
+        ("uniform", space.uniform(**values))
+        for values in (
+            {"keep": 0.5, "precision": "int8"},
+            {"keep": 0.5, "precision": "fp32", "rank": 0.25},
+            {"keep": 0.5, "precision": "int8", "rank": 0.25},
+            {"keep": 0.75, "precision": "int8"},
+            {"keep": 0.25, "precision": "int8"},
+        )
+    ]
+
+
 def test_ranks_where_nothing_can_be_pruned(make_space):
     space = make_space({"layers": [{"kind": "linear", "precision": ["fp32", "int8"], "rank": [1.0, 0.5, 0.25]}]})
     found = [values for _origin, values in corners(space, PROBE)]

@@ -44,3 +44,6 @@ def test_what_is_kept_up_is_what_is_found_anew(make_trial, maximize, objectives)
             for rung in (0, 1):
                 slow = typical_seconds(t for t in anew.trials.values() if t.rung == rung)
                 assert kept.typical_seconds(rung) == pytest.approx(slow)
+            untrained = [t for t in anew.trials.values() if t.rung == 0 and t.measured]
+            takes = {t.fingerprint: (t.latency.ratio, *objectives.taken(t)) for t in untrained}
+            assert kept.spots == takes

@@ -211,7 +211,7 @@ def test_the_true_front_is_nearly_reached_and_faster_than_by_chance(world, journ
 def test_corners_come_first_the_most_telling_ones_before_what_is_solved(world, journal):
     made = world(STRUCTURE)
     corners = [("uniform", made.untrained.uniform(keep=share)) for share in (0.5, 0.25)]
-    corners += [("seed", made.untrained.uniform(removed=("net.0",)))]
+    corners += [("seed", made.untrained.uniform(removed=("net.1",)))]
     trials = made.follow(made.staged(journal, corners=corners), most=60)
     assert plans(trials)[:2] == [made.untrained.decode(values) for _origin, values in corners[:2]]
     origins = [trial.origin for trial in trials]
@@ -251,7 +251,8 @@ def test_recipes_and_zeros_are_corners_alone_and_teach_no_seconds(world, journal
     assert first.plan == learned
     made.trials.append(made.make_trial(1, 0.2, 0.8, plan=learned, proposal=first.number, origin="seed"))
     staged.tell(first.number, made.trials[-1])
-    staged._corrected_front(staged.knapsack)
+    staged._fresh = math.inf
+    staged._correct(staged.knapsack)
     without = staged.knapsack.work.fit([Plan()], [0.01])
     assert staged.knapsack.work.fitted == pytest.approx(without.fitted)
     for session in (staged, made.staged(journal)):
@@ -319,7 +320,8 @@ def test_the_estimate_of_bytes_is_corrected_by_files(world, journal):
     made = world(STRUCTURE)
     staged = made.staged(journal, objectives=BY_SIZE)
     made.follow(staged, most=20)
-    staged._corrected_front(staged.knapsack)
+    staged._fresh = math.inf
+    staged._correct(staged.knapsack)
     for trial in made.trials:
         assert staged.knapsack.amount("size", trial.plan) == pytest.approx(trial.artifact.size_bytes, rel=0.02)
 

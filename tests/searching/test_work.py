@@ -19,8 +19,12 @@ BLOCK_MACS, FREE_MACS = 10 * (4 * 64 + 2 * 128), 384
 
 
 def feature(name):
-    named = {"base": 0, "calls": 1, "blocks": 2, "heads": 3}
-    return named.get(name, OTHERS + PRECISIONS.index(name) if name in PRECISIONS else None)
+    """Place of a feature: multiply-adds by their precision, calls by "calls" and theirs."""
+    kind, _, precision = name.rpartition(" ")
+    named = {"base": 0, "blocks": 1, "heads": 2}
+    if precision in PRECISIONS:
+        return OTHERS + PRECISIONS.index(precision) + (0 if kind == "calls" else len(PRECISIONS))
+    return named[name]
 
 
 def drawn_plans(make_space, count, seed=0):
@@ -34,14 +38,16 @@ def drawn_plans(make_space, count, seed=0):
 
 def test_features_of_the_dense_model(table):
     found = work_features(Plan(), table)
-    assert found[:OTHERS].tolist() == [1, 14, 2, 8]  # embeddings are looked up, and are no call
+    assert found[:OTHERS].tolist() == [1, 2, 8]
+    assert found[feature("calls fp32")] == 14  # embeddings are looked up, and are no call
     assert found[feature("fp32")] == 2 * BLOCK_MACS + FREE_MACS
     assert found.sum() == 1 + 14 + 2 + 8 + 2 * BLOCK_MACS + FREE_MACS
 
 
 def test_what_is_removed_takes_its_features_with_it(table):
     found = work_features(Plan({"net.0": Prune(0)}), table)
-    assert found[:OTHERS].tolist() == [1, 8, 1, 4]
+    assert found[:OTHERS].tolist() == [1, 1, 4]
+    assert found[feature("calls fp32")] == 8
     assert found[feature("fp32")] == BLOCK_MACS + FREE_MACS
 
 
@@ -51,7 +57,8 @@ def test_pruned_factorized_and_rounded_layers_by_hand(table):
         {"net.0.up": LayerPlan(Factorize(2), Quantize("int8")), "classifier": LayerPlan(quantize=Quantize("int8"))},
     )
     found = work_features(plan, table)
-    assert found[:OTHERS].tolist() == [1, 15, 2, 5]
+    assert found[:OTHERS].tolist() == [1, 2, 5]
+    assert [found[feature(name)] for name in ("calls fp32", "calls int8")] == [12, 3]
     assert found[feature("int8")] == 10 * 2 * (16 + 8) + 24
     assert found[feature("fp32")] == 10 * 4 * 16 + 10 * 128 + 10 * 4 * 64 + 10 * 2 * 32 + 360
 

@@ -1,0 +1,191 @@
+"""New candidates near those that are good, by several ways: the more often a way lately found some, the more of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from autocompress.objectives import amount
+from autocompress.records import Origin
+from autocompress.searching.controller import Controller, Proposal
+from autocompress.searching.expected import Expected
+from autocompress.searching.knapsack import Knapsack
+from autocompress.searching.seen import Seen
+from autocompress.space import Values
+
+#: Trials up to which the sampler proposes, too: what it takes to model them grows with their number.
+MOST_SAMPLED = 1000
+
+#: Spread of the losses that a refinement believes, as the standard deviation of their logarithm.
+SPREAD = 0.5
+
+#: Pairs of moves that a switch chooses from, and the difference in seconds, as a share, that it should keep within.
+SWITCHES, SAME = 12, 0.01
+
+#: Children that are bred until one is new, and the share of them that have two parents.
+CHILDREN, CROSSED = 8, 0.9
+
+#: What a way's finds count for after each further candidate of it.
+FADE = 0.97
+
+#: Origin, and proposal of a candidate that is new; None where it is known or under way.
+Make = Callable[[Values, Origin], Proposal | None]
+
+
+class Refining:
+    """Proposes candidates near the front of those without recovery.
+
+    The ways: what the program expects now and was not measured yet; the program by losses drawn near the believed ones,
+    at seconds where the front has its ends or between; one choice heavier and another lighter at equal seconds; two
+    members of the front mixed, and few of their choices drawn anew (the variation of NSGA-II); and the sampler's own
+    proposals.
+
+    Args:
+        knapsack: with what is believed.
+        seen: all trials.
+        values: of candidates, by fingerprint.
+        controller: over what its sampler draws from.
+        heaviest: values of what `controller` knows, and of what it does not: recipes and zeros, left alone here.
+        make: a proposal of some values.
+        needed: gives of what the program expects the new candidate that is furthest from all that was measured.
+        draw: of all that is drawn.
+    """
+
+    def __init__(
+        self,
+        knapsack: Knapsack,
+        seen: Seen,
+        values: dict[str, Values],
+        controller: Controller,
+        heaviest: Mapping[str, int],
+        make: Make,
+        needed: Callable[[], Expected | None],
+        draw: np.random.Generator,
+    ) -> None:
+        self._knapsack, self._seen, self._values, self._controller = knapsack, seen, values, controller
+        self._heaviest, self._make, self._draw = heaviest, make, draw
+        self._movable = [v for v in knapsack.space.structure if v.name in knapsack.parts.chosen]
+        self._ways: Mapping[str, Callable[[], Proposal | None]] = {
+            "needed": lambda: self._expected(needed()),
+            "resolved": self._resolved,
+            "switched": self._switched,
+            "bred": self._bred,
+            "sampled": self._sampled,
+        }
+        self._found = {name: (0.0, 0.0) for name in self._ways}
+        self._under_way: dict[str, str] = {}
+        self._sampler_repeats = False
+
+    def propose(self) -> Proposal | None:
+        """A new candidate; None where no way finds one."""
+        left = list(self._ways)
+        while left:
+            chances = np.array([self._chance(name) for name in left])
+            name = left.pop(int(self._draw.choice(len(left), p=chances / chances.sum())))
+            proposal = self._ways[name]()
+            if proposal is not None:
+                self._under_way[proposal.plan.fingerprint] = name
+                return proposal
+        return None
+
+    def learn(self, fingerprint: str, grew: bool) -> None:
+        """Hear whether a candidate made the front's hypervolume grow."""
+        name = self._under_way.pop(fingerprint, None)
+        if name is not None:
+            finds, tries = self._found[name]
+            self._found[name] = (FADE * finds + grew, FADE * tries + 1)
+
+    def _chance(self, name: str) -> float:
+        """Of the next candidate of a way to be a find, by the rule of succession."""
+        finds, tries = self._found[name]
+        return (finds + 1) / (tries + 2)
+
+    def _expected(self, found: Expected | None) -> Proposal | None:
+        return None if found is None else self._make(found.values, "refined")
+
+    def _resolved(self) -> Proposal | None:
+        """The program's choice by losses drawn near those that are believed, at a latency where the front is thin."""
+        knapsack = self._knapsack
+        draw = self._draw
+        kl = {name: [loss * math.exp(draw.normal(0, SPREAD)) for loss in row] for name, row in knapsack.kl.items()}
+        seconds = [knapsack.work.seconds(trial.plan) for trial in self._seen.front()]
+        if not seconds:
+            return None
+        low, high = math.log(min(seconds)), math.log(max(seconds))
+        return self._expected(knapsack.at(math.exp(draw.uniform(low, high)), kl, self._drawn_amounts()))
+
+    def _drawn_amounts(self) -> dict[str, float]:
+        """A limit on one further objective, drawn within what the front spans; half of the time none."""
+        along = self._knapsack.along
+        if not along or self._draw.random() < 0.5:
+            return {}
+        name = along[self._draw.integers(len(along))]
+        logs = np.log([amount(trial, name) or math.nan for trial in self._seen.front()])
+        return {name: math.exp(self._draw.uniform(np.nanmin(logs), np.nanmax(logs)))}
+
+    def _switched(self) -> Proposal | None:
+        """A front member with one choice heavier and another lighter, at about the same seconds."""
+        parent = self._parent()
+        if parent is None:
+            return None
+        seconds = self._knapsack.expected(parent).seconds
+        best: tuple[float, Values] | None = None
+        for _ in range(SWITCHES):
+            one, other = self._moved(parent, -1), None
+            if one is not None:
+                other = self._moved(one, 1)
+            if other is None:
+                continue
+            found = self._knapsack.expected(other)
+            if self._seen.proposed(found.plan):
+                continue
+            worth = found.loss * math.exp(abs(found.seconds / seconds - 1) / SAME)
+            if best is None or worth < best[0]:
+                best = (worth, other)
+        return None if best is None else self._make(best[1], "refined")
+
+    def _moved(self, values: Values, step: int) -> Values | None:
+        """One variable of the program, drawn, a level lighter (1) or heavier (-1)."""
+        movable = [v for v in self._movable if 0 <= values[v.name] + step < len(v.levels)]
+        if not movable:
+            return None
+        name = movable[self._draw.integers(len(movable))].name
+        return {**values, name: values[name] + step}
+
+    def _bred(self) -> Proposal | None:
+        """Variables of one front member or of two, each as likely from either; one of them, on average, drawn anew."""
+        for _ in range(CHILDREN):
+            one, other = self._parent(), self._parent()
+            if one is None or other is None:
+                return None
+            child = dict(one)
+            if self._draw.random() < CROSSED:
+                child.update({v.name: other[v.name] for v in self._movable if self._draw.random() < 0.5})
+            for variable in self._movable:
+                if self._draw.random() < 1 / len(self._movable):
+                    child[variable.name] = int(self._draw.integers(len(variable.levels)))
+            proposal = self._make(child, "refined")
+            if proposal is not None:
+                return proposal
+        return None
+
+    def _sampled(self) -> Proposal | None:
+        if self._sampler_repeats or len(self._seen.trials) > MOST_SAMPLED:
+            return None
+        proposal = self._controller.ask()
+        self._sampler_repeats = proposal is None  # so often that asking again would only take time
+        if proposal is not None and proposal.plan.fingerprint in self._seen.under_way:
+            return None  # the controller hears of it when it is told
+        values = None if proposal is None else self._controller.asked(proposal.number)
+        if proposal is not None and values is not None:
+            self._values[proposal.plan.fingerprint] = {**self._heaviest, **values}
+        return proposal
+
+    def _parent(self) -> Values | None:
+        """Of the front, drawn: those with recipes or zeros stay the corners that they are."""
+        held = self._heaviest.keys() - self._controller.space.by_name.keys()
+        found = [self._values.get(trial.fingerprint) for trial in self._seen.front()]
+        good = [values for values in found if values is not None and not any(values[name] for name in held)]
+        return good[self._draw.integers(len(good))] if good else None
