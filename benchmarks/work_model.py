@@ -4,7 +4,7 @@
 
 The 30 models whose measured seconds benchmarks/results/table.jsonl holds, in four cases. The model of work is fitted to
 k of them, drawn anew 40 times, and foretells the others; beside it stands the table's own error on the same models,
-which costs timing all units, 8 to 11 minutes. What a probe measures first (the dense model, each precision on all
+which costs timing all units, 4 to 11 minutes. What a probe measures first (the dense model, each precision on all
 layers) was not written down there, and is taken from a fit to all 30. Nothing is timed. Adds lines to
 benchmarks/results/work_model.jsonl.
 """
