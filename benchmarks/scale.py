@@ -4,7 +4,7 @@
 
 Trials are made up (values of the joint transformer space on MiniLM's layers that Optuna drew, figures drawn), written
 as a search writes them. Measured are: reading them and opening the journal again, with the staged search's first
-proposal; one proposal by the staged search (mean and median: every eighteenth solves the program anew) and by each of
+proposal; one proposal by the staged search (mean and median: now and then it solves the program anew) and by each of
 Optuna's samplers; memory held by then; and the program for a plan over 300 layers. Each in a process of its own,
 so that nothing that was used and given back hides what is held. Adds lines to benchmarks/results/scale.jsonl; where
 benchmarks/search.py has run on `sst2`, what one of its evaluations takes stands beside them.
