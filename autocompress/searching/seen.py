@@ -117,6 +117,7 @@ class Seen:
         self._dense: Trial | None = None
         self._best: float | None = None
         self._front: list[Trial] | None = None  # known from when it is first asked for
+        self._volume: float | None = None  # the same; until the front, or what it is told by, changes
         self._spent: dict[int, tuple[int, float]] = {}
 
     def keep(self, trial: Trial) -> None:
@@ -127,18 +128,18 @@ class Seen:
                 count, seconds = self._spent.get(one.rung, (0, 0.0))
                 self._spent[one.rung] = (count + sign, seconds + sign * sum(one.seconds.values()))
         if known is not None:
-            self._front = None  # another version of it may be part of it
+            self._front = self._volume = None  # another version of it may be part of it
         elif self._front is not None and self._changes(trial, self._front):
-            self._front = self._nondominated([*self._front, trial])
+            self._front, self._volume = self._nondominated([*self._front, trial]), None
         if self._best is not None and (known is not None or (trial.quality or 0.0) > self._best):
-            self._best = None
+            self._best = self._volume = None
         self.trials[trial.fingerprint] = trial
         self.spots.pop(trial.fingerprint, None)
         if trial.measured and trial.rung == 0:
             taken = (amount(trial, name) or math.nan for name in self.judge.objectives.more)
             self.spots[trial.fingerprint] = (own_ratio(trial), *taken)
         if self._dense is None and trial.quality is not None and trial.plan == Plan():
-            self._dense = trial
+            self._dense, self._volume = trial, None
 
     def _changes(self, trial: Trial, front: Sequence[Trial]) -> bool:
         """Whether a new trial is on the front: no member is at most as slow, and loses and takes at most as much."""
@@ -194,7 +195,10 @@ class Seen:
 
     def volume(self) -> float:
         """Hypervolume of the candidates without recovery."""
-        return hypervolume([self.point(trial) for trial in self.front()], self.reference(), self.judge.directions)
+        if self._volume is None:
+            points = [self.point(trial) for trial in self.front()]
+            self._volume = hypervolume(points, self.reference(), self.judge.directions)
+        return self._volume
 
     def reference(self) -> tuple[float, ...]:
         """The corner of that hypervolume."""
