@@ -20,8 +20,8 @@ from autocompress.objectives import USUAL, Objectives
 from autocompress.pareto import hypervolume, most_telling, nondominated
 from autocompress.records import Part, Trial
 
-#: Points of a front with more objectives than latency and quality that are graded whatever time they take.
-LEAST_GRADED = 20
+#: Points of a front that are graded whatever time they take.
+LEAST_GRADED = 8
 
 
 @dataclass(frozen=True)
@@ -91,12 +91,9 @@ class Front:
         return self._nondominated(self.feasible)
 
     def affordable(self, count: float) -> tuple[Trial, ...]:
-        """The points to grade; with further objectives they may be many, and `count` that add most hypervolume do.
-
-        At least `LEAST_GRADED` of them.
-        """
+        """The points to grade: of a longer front the `count` that add most hypervolume, at least `LEAST_GRADED`."""
         points, dense, count = self.points, self.dense, max(count, LEAST_GRADED)
-        if dense is None or not self.objectives.more or len(points) <= count:
+        if dense is None or len(points) <= count:
             return points
         places = [self.objectives.point(t, dense, self.part) for t in points]
         corner = self.objectives.reference(self.quality(dense), self.maximize)

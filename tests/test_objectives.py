@@ -210,5 +210,5 @@ def test_a_long_front_is_thinned_to_what_can_be_graded(make, trials):
     assert len(front.affordable(3)) == LEAST_GRADED
     assert len(front.affordable(math.inf)) == 41
     assert set(numbers(front.affordable(30))) <= set(numbers(front.points))
-    usual = Front(every, True)
-    assert usual.affordable(1) == usual.points
+    usual = Front((trials[0], *(make(i, 1 / (1 + 0.1 * i), 0.85 - 0.01 * i, 100) for i in range(1, 13))), True)
+    assert [len(usual.affordable(count)) for count in (1, 10, 13)] == [LEAST_GRADED, 10, 13]

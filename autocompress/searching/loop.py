@@ -42,6 +42,9 @@ NO_PROPOSAL = -1
 #: Share of the time budget that the finalists may take at most.
 FINAL_SHARE = 0.25
 
+#: A finalist is believed to take so many times what timing a candidate does, in fresh processes, and so many seconds.
+FRESH, FRESH_S = 4.0, 2.0
+
 #: Times that the front is graded anew, because some of it does not keep the budgets on the confirm part.
 FINAL_ROUNDS = 4
 
@@ -108,6 +111,7 @@ class Loop:
     under_way: int = 0
     stages: Stages = field(default_factory=Stages)
     _front: Front | None = field(default=None, init=False, repr=False)
+    _graded_s: list[float] = field(default_factory=list, init=False, repr=False)
     _bare: set[str] = field(default_factory=set, init=False, repr=False)
 
     @property
@@ -327,9 +331,11 @@ class Loop:
         return min(finals, FINAL_SHARE * self.budget_s)
 
     def _grading_seconds(self) -> float:
-        """Seconds that one finalist will take."""
+        """Seconds that one finalist takes: as those of this session did, before there are any by the candidates."""
+        if self._graded_s:
+            return sum(self._graded_s) / len(self._graded_s)
         share = len(self.shop.task.test) / len(self.shop.task.validation)
-        return 2 * self._mean_seconds("measure") + share * self._mean_seconds("score") + 1.0
+        return FRESH * self._mean_seconds("measure") + share * self._mean_seconds("score") + FRESH_S
 
     def _mean_seconds(self, stage: str) -> float:
         """Mean seconds that a stage took in the candidates so far; 0 for none."""
@@ -343,21 +349,23 @@ class Loop:
         """
         begun_s, graded = self.elapsed_s, set[str]()
         limit_s = self.budget_s - begun_s if self.only else FINAL_SHARE * self.budget_s
-        for turn in itertools.count():
-            points = self.front.affordable(limit_s / self._grading_seconds())
-            finalists = {t.fingerprint: t for t in (*self.front.references, *points)}
+        for turn in itertools.count(-1):
+            finalists = {t.fingerprint: t for t in self.front.references}
+            if turn >= 0:  # what the references took tells how many more there is the time for
+                points = self.front.affordable(limit_s / self._grading_seconds() - len(finalists))
+                finalists.update({t.fingerprint: t for t in points})
             waiting = [trial for name, trial in finalists.items() if name not in graded]
             for place, trial in enumerate(waiting):
                 late = self.elapsed_s - begun_s > limit_s
-                if (turn or self.only) and (late or turn == FINAL_ROUNDS):
+                if (turn > 0 or self.only) and (late or turn == FINAL_ROUNDS):
                     why = "their share of the time is spent" if late else f"after {turn} rounds"
-                    others = " now that others do not keep the budgets on the confirm part" if turn else ""
+                    others = " now that others do not keep the budgets on the confirm part" if turn > 0 else ""
                     self.watcher.say(f"grading stops, {why}: {len(waiting) - place} more stand on the front{others}")
                     return
                 graded.add(trial.fingerprint)
                 if self.only or not trial.graded:
                     self._grade(trial)
-            if not waiting:
+            if not waiting and turn >= 0:
                 return
 
     def _grade(self, trial: Trial) -> None:
@@ -371,7 +379,8 @@ class Loop:
         except Exception as fault:  # what the search measured stays; the next run tries again
             self.watcher.say(f"final grading of {trial.fingerprint} failed: {type(fault).__name__}: {fault}")
             return
-        self.worked_s += time.perf_counter() - begun
+        self._graded_s.append(time.perf_counter() - begun)
+        self.worked_s += self._graded_s[-1]
         self._record(self._judge(trial.replace(latency=latency, quality_test=test.value), "confirm"))
         self.stages.candidate(self.front.hypervolume())
         self.announce("finalists")
