@@ -366,6 +366,9 @@ class Loop:
                 if self.only or not trial.graded:
                     self._grade(trial)
             if not waiting and turn >= 0:
+                left = len({t.fingerprint for t in self.front.points} - graded)
+                if left:
+                    self.watcher.say(f"graded is what adds most to the front: there is no time for {left} more")
                 return
 
     def _grade(self, trial: Trial) -> None:

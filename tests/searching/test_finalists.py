@@ -167,6 +167,20 @@ def test_grading_in_further_rounds_keeps_within_its_share_of_the_time(
     assert any(text.startswith("grading stops, their share of the time is spent") for text in listener.said)
 
 
+def test_of_a_long_front_as_many_are_graded_as_there_is_the_time_for(
+    tmp_path: Path, trials: list[Trial], graded: list[int], make_trial: MakeTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand: 1.2 s each of 15 s, one of which is dense, which is on the front as well; 20 others are."""
+    many = [make_trial(i, 0.1 + 0.01 * i, 0.8 + 0.004 * i, quality_confirm=0.9) for i in range(1, 21)]
+    loop = loop_of(tmp_path, [trials[DENSE], *many], Budgets())
+    loop.watcher = listener = Listener()
+    monkeypatch.setattr(Loop, "_grading_seconds", lambda _self: 1.2)
+    assert len(loop.front.points) == 21
+    loop.run()
+    assert len(graded) == len(set(graded)) == 11
+    assert "graded is what adds most to the front: there is no time for 10 more" in listener.said
+
+
 def test_the_search_is_steered_by_select_alone(tmp_path: Path, trials: list[Trial], graded: list[int]) -> None:
     loop = loop_of(tmp_path, trials, Budgets(max_drop=Drop(0.02, False)))
     before = [loop._violations(trial) for trial in trials], loop.front.hypervolume(), numbers(loop.front.points)
