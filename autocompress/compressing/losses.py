@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -30,7 +30,13 @@ from autocompress.tasks.task import Examples, Inputs, logits_of
 
 
 def losses(
-    bank: Bank, options: Iterable[Plan], *, samples: int = 256, limit_s: float = math.inf, say: Say | None = None
+    bank: Bank,
+    options: Iterable[Plan],
+    *,
+    samples: int = 256,
+    limit_s: float = math.inf,
+    say: Say | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[Plan, float]:
     """Mean KL(dense ‖ model with one option) over training samples, or tokens that are no padding, in nats.
 
@@ -40,18 +46,19 @@ def losses(
         bank: gives the dense model, the samples, the weights of every option, and the store.
         options: plans without recovery, the most wanted first; the empty plan costs nothing.
         samples: training samples that predictions are compared on.
-        limit_s: seconds after which no further option is begun; at least one is.
+        limit_s: seconds of `clock` after which no further option is begun; at least one is.
         say: is told how far it is.
+        clock: gives seconds.
     """
     wanted = list(dict.fromkeys(options))
     dense = _Dense(bank, bank.passes.task.calibration(samples))
-    found, begun = {Plan(): 0.0}, time.perf_counter()
+    found, begun = {Plan(): 0.0}, clock()
     for number, option in enumerate(wanted, start=1):
         key = Store.key("loss", {"option": option.to_json(), "samples": samples}, {"model": bank.passes.origin})
         entry = bank.store.get(key)
         if option not in found and entry is None:
             start = time.perf_counter()
-            if start - begun > limit_s and len(found) > 1:
+            if clock() - begun > limit_s and len(found) > 1:
                 continue
             value = dense.divergence(option)
             entry = {VALUE: torch.tensor(value, dtype=torch.float64)}

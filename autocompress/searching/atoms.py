@@ -52,7 +52,15 @@ class Atoms:
     known: frozenset[Atom] = frozenset()
 
 
-def measure_atoms(bank: Bank, space: SearchSpace, parts: Parts, samples: int, limit_s: float, say: Say) -> Atoms:
+def measure_atoms(
+    bank: Bank,
+    space: SearchSpace,
+    parts: Parts,
+    samples: int,
+    limit_s: float,
+    say: Say,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Atoms:
     """Measure as many single choices as there is time for, and estimate the others; resumable.
 
     Args:
@@ -62,6 +70,7 @@ def measure_atoms(bank: Bank, space: SearchSpace, parts: Parts, samples: int, li
         samples: training samples that predictions are compared on.
         limit_s: seconds that measuring may take, about.
         say: is told how far it is.
+        clock: gives the seconds that `limit_s` is of.
     """
     wanted = _in_order(space, parts)
     under = {name: _belongs_to(name, space, parts.base) for name, _level in wanted}
@@ -72,13 +81,13 @@ def measure_atoms(bank: Bank, space: SearchSpace, parts: Parts, samples: int, li
     rounding = [plan for plan in every if base == Plan() and _only_quantizes(plan)]
     others = [base, *(plan for plan in every if plan not in set(rounding))]
     share = len(rounding) / (len(rounding) + len(others))
-    begun, found = time.perf_counter(), dict[Plan, float]()
+    begun, found = clock(), dict[Plan, float]()
     for start in range(0, len(rounding), TOGETHER):
         part = rounding[start : start + TOGETHER]
-        if not found or time.perf_counter() - begun < share * limit_s:
+        if not found or clock() - begun < share * limit_s:
             found |= {plan: one.kl for plan, one in sensitivities(bank, part, samples=samples, say=say).items()}
-    left_s = limit_s - (time.perf_counter() - begun)
-    found |= losses(bank, others, samples=samples, limit_s=left_s, say=say)
+    left_s = limit_s - (clock() - begun)
+    found |= losses(bank, others, samples=samples, limit_s=left_s, say=say, clock=clock)
     known = {
         (name, level): max(0.0, found[plan] - found[before[name]])
         for (name, level), plan in plans.items()

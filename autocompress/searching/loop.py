@@ -324,11 +324,9 @@ class Loop:
 
     def _final_seconds(self) -> float:
         """Seconds that the finalists will take, judged by the candidates so far."""
-        done = [t for t in self.trials if t.measured]
-        if not done:
+        if not any(trial.measured for trial in self.trials):
             return 0.0
-        finals = (len(self.front.points) + 2) * self._grading_seconds()
-        return min(finals, FINAL_SHARE * self.budget_s)
+        return min((len(self.front.points) + 2) * self._grading_seconds(), FINAL_SHARE * self.budget_s)
 
     def _grading_seconds(self) -> float:
         """Seconds that one finalist takes: as those of this session did, before there are any by the candidates."""

@@ -12,7 +12,7 @@ from autocompress.records import Origin
 from autocompress.searching.controller import Controller, Proposal
 from autocompress.searching.expected import Expected
 from autocompress.searching.knapsack import Knapsack
-from autocompress.searching.seen import Seen
+from autocompress.searching.seen import Seen, ratio_of
 from autocompress.space import Values
 
 #: Trials up to which the sampler proposes, too: what it takes to model them grows with their number.
@@ -184,8 +184,14 @@ class Refining:
         return proposal
 
     def _parent(self) -> Values | None:
-        """Of the front, drawn: those with recipes or zeros stay the corners that they are."""
+        """Of the front, the nearest to a latency drawn evenly in its logarithm, so that the front is refined all along.
+
+        Those with recipes or zeros stay the corners that they are.
+        """
         held = self._heaviest.keys() - self._controller.space.by_name.keys()
-        found = [self._values.get(trial.fingerprint) for trial in self._seen.front()]
-        good = [values for values in found if values is not None and not any(values[name] for name in held)]
-        return good[self._draw.integers(len(good))] if good else None
+        found = [(math.log(ratio_of(trial)), self._values.get(trial.fingerprint)) for trial in self._seen.front()]
+        good = [(place, own) for place, own in found if own is not None and not any(own[name] for name in held)]
+        if not good:
+            return None
+        drawn = self._draw.uniform(good[0][0], good[-1][0])
+        return min(good, key=lambda parent: abs(parent[0] - drawn))[1]

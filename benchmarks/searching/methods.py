@@ -88,7 +88,9 @@ def knapsack_of(evaluator: Evaluator) -> Knapsack:
     space = evaluator.untrained
     parts = parts_of(space)
     limit_s = LOSS_SHARE * evaluator.left_s
-    atoms = measure_atoms(evaluator.bank, space, parts, LOSS_SAMPLES, limit_s, lambda _text: None)
+    atoms = measure_atoms(
+        evaluator.bank, space, parts, LOSS_SAMPLES, limit_s, lambda _text: None, clock=lambda: evaluator.clock
+    )
     work = work_model(evaluator.table, evaluator.dense_s, ratios(evaluator))
     return Knapsack(space, parts, atoms, work, {}, evaluator.dense_s)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -139,18 +138,20 @@ def test_after_a_kill_nothing_is_computed_again(tmp_path: Path, monkeypatch: pyt
 def test_a_limit_leaves_the_most_wanted_and_what_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Oracle: a clock on which each option takes a second."""
     bank = bank_of(any_task("vit"), tmp_path)
-    options, now = options_of(bank), [0.0]
+    options, taken = options_of(bank), list[Plan]()
     real = module._Dense.divergence
 
     def divergence(self: object, option: Plan) -> float:
-        now[0] += 1.0
+        taken.append(option)
         return real(self, option)
 
+    def clock() -> float:
+        return float(len(taken))
+
     monkeypatch.setattr(module._Dense, "divergence", divergence)
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    assert list(losses(bank, options, limit_s=2.5)) == options[:3]
-    assert list(losses(bank, options, limit_s=-1.0)) == options[:3]
-    assert list(losses(bank, options[3:], limit_s=-1.0)) == options[3:4], "at least one"
+    assert list(losses(bank, options, limit_s=2.5, clock=clock)) == options[:3]
+    assert list(losses(bank, options, limit_s=-1.0, clock=clock)) == options[:3]
+    assert list(losses(bank, options[3:], limit_s=-1.0, clock=clock)) == options[3:4], "at least one"
 
 
 def test_fewer_samples_are_another_question(tmp_path: Path) -> None:
