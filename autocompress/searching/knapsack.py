@@ -21,14 +21,18 @@ from autocompress.searching.atoms import Atoms
 from autocompress.searching.choices import Choices
 from autocompress.searching.expected import Expected, thinned
 from autocompress.searching.parts import Part, Parts, merged, touched_layers
-from autocompress.searching.solve import Table, front, refit, solve, unbent
+from autocompress.searching.solve import Table, front, left_out, refit, solve, unbent
 from autocompress.searching.work import WorkModel
 from autocompress.space import SearchSpace, Values
 
 Array = NDArray[np.float64]
 
-#: Doubt of a single choice's loss, and of what a whole candidate loses, as shares of them.
-LOSS_DOUBT, LOSS_NOISE = 0.6, 0.15
+#: Doubt of a single choice's loss, as a share of it.
+LOSS_DOUBT = 0.6
+
+#: Doubt of what a whole candidate loses, as a share of it: the first, where choices interact; the second where it makes
+#: the mean square by which candidates are foretold from all others at least so many times smaller.
+LOSS_NOISES, CLEARER = (0.5, 0.15), 2.0
 
 #: Limits on each further objective that the front is solved under too, each at one in so many of the budgets: a program
 #: with two tight limits takes many times as long as one with a single one.
@@ -221,8 +225,9 @@ class Knapsack:
         """Correct the losses of single choices by what whole candidates, values and plan, lost, in nats.
 
         A sum of losses stands for what it comes to by a power law, since what is lost in one place makes the others
-        lose more; the power is fitted first, then each choice's loss is corrected by what is left. Candidates with
-        choices that are left alone teach nothing.
+        lose more; the power is fitted first, then each choice's loss is corrected by what is left: much where that
+        foretells a candidate from all others, little where what is left is of choices together. Candidates with choices
+        that are left alone teach nothing.
         """
         names = list(self._measured_kl)
         rows = [self._measured_kl[name] for name in names]
@@ -239,7 +244,10 @@ class Knapsack:
             return
         straight = unbent([sums[i] for i in usable], [whole[i][1] for i in usable])
         doubts = [[LOSS_DOUBT * value for value in row] for row in rows]
-        corrected = refit(rows, doubts, [choices[i] for i in usable], straight, [LOSS_NOISE * v for v in straight])
+        chosen = [choices[i] for i in usable]
+        noises = [[share * value for value in straight] for share in LOSS_NOISES]
+        off = [np.mean((left_out(rows, doubts, chosen, straight, noise) / straight) ** 2) for noise in noises]
+        corrected = refit(rows, doubts, chosen, straight, noises[int(off[0] > CLEARER * off[1])])
         self.kl = {
             name: [max(0.1 * old, new) for old, new in zip(before, after, strict=True)]
             for name, before, after in zip(names, rows, corrected, strict=True)

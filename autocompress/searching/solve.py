@@ -173,16 +173,36 @@ def refit(
         noise: standard deviation of each total, above 0.
     """
     starts = np.cumsum([0, *(len(row) for row in table)])
-    before = np.concatenate([np.asarray(row, dtype=float) for row in table])
-    variance = np.concatenate([np.asarray(row, dtype=float) for row in doubts]) ** 2
-    chosen = np.zeros((len(choices), len(before)))
-    for row, options in enumerate(choices):
-        chosen[row, starts[:-1] + np.asarray(options)] = 1.0
+    before, variance, chosen = _believed(table, doubts, choices)
     after = before
     if len(choices):
         spread = (chosen * variance) @ chosen.T + np.diag(np.asarray(noise, dtype=float) ** 2)
         after = before + variance * (chosen.T @ np.linalg.solve(spread, np.asarray(totals) - chosen @ before))
     return [[float(v) for v in after[a:b]] for a, b in itertools.pairwise(starts)]
+
+
+def left_out(
+    table: Table, doubts: Table, choices: Sequence[Sequence[int]], totals: Sequence[float], noise: Sequence[float]
+) -> Array:
+    """How far `refit` is off each total that it is not given, when it is given all others, ``(totals,)``.
+
+    In closed form, ``(S⁻¹r)_i / (S⁻¹)_ii`` with ``S = X·P·Xᵀ + N`` and ``r = y - X·t``.
+    """
+    before, variance, chosen = _believed(table, doubts, choices)
+    inverse = np.linalg.inv((chosen * variance) @ chosen.T + np.diag(np.asarray(noise, dtype=float) ** 2))
+    found: Array = inverse @ (np.asarray(totals, dtype=float) - chosen @ before) / np.diag(inverse)
+    return found
+
+
+def _believed(table: Table, doubts: Table, choices: Sequence[Sequence[int]]) -> tuple[Array, Array, Array]:
+    """Values and their variances ``(values,)``, and which of them each choice sums up, ``(choices, values)``."""
+    starts = np.cumsum([0, *(len(row) for row in table)])
+    before = np.concatenate([np.asarray(row, dtype=float) for row in table])
+    variance = np.concatenate([np.asarray(row, dtype=float) for row in doubts]) ** 2
+    chosen = np.zeros((len(choices), len(before)))
+    for row, options in enumerate(choices):
+        chosen[row, starts[:-1] + np.asarray(options)] = 1.0
+    return before, variance, chosen
 
 
 def _program(

@@ -225,7 +225,7 @@ def drawn(curves: Mapping, surfaces: Mapping, titles: Mapping[str, str]) -> go.F
     """Hypervolume against seconds with its range over seeds, and median attainment, side by side per task."""
     tasks = list(curves)
     figure = make_subplots(
-        rows=len(tasks), cols=2, horizontal_spacing=0.09, vertical_spacing=0.12 / len(tasks),
+        rows=len(tasks), cols=2, horizontal_spacing=0.09, vertical_spacing=0.28 / len(tasks),
         subplot_titles=[text for task in tasks for text in (titles[task], "median attainment")],
     )  # fmt: skip
     names = list(dict.fromkeys(name for task in tasks for name in curves[task]))

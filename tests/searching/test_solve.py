@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from autocompress.searching.solve import front, monotone, refit, solve, undominated
+from autocompress.searching.solve import front, left_out, monotone, refit, solve, undominated
 
 #: Errors and costs in seconds as small as real ones, so that a solver's absolute tolerances would show.
 small = st.integers(0, 50).map(lambda n: n * 1e-7)
@@ -193,3 +193,18 @@ def test_refit_finds_planted_values_and_leaves_what_is_not_doubted():
 def test_wrong_tables_are_refused(errors, costs, limits, message):
     with pytest.raises(ValueError, match=message):
         solve(errors, costs, limits)
+
+
+def test_what_is_left_out_is_foretold_from_all_others():
+    """Oracle: `refit` with all totals but one, one after another."""
+    draw = np.random.default_rng(3)
+    table = [draw.uniform(0, 1, options).tolist() for options in (3, 4, 2, 5)]
+    doubts = [[0.6 * value for value in row] for row in table]
+    choices = [[int(draw.integers(len(row))) for row in table] for _ in range(8)]
+    totals = [float(draw.uniform(0.5, 4)) for _ in choices]
+    noise = [0.3 * total for total in totals]
+    for place, own in enumerate(choices):
+        rest = [i for i in range(len(choices)) if i != place]
+        known = refit(table, doubts, *([values[i] for i in rest] for values in (choices, totals, noise)))
+        foretold = sum(row[option] for row, option in zip(known, own, strict=True))
+        assert left_out(table, doubts, choices, totals, noise)[place] == pytest.approx(totals[place] - foretold)
