@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -127,9 +127,10 @@ class Refining:
 
     def _switched(self) -> Proposal | None:
         """A front member with one choice heavier and another lighter, at about the same seconds."""
-        parent = self._parent()
-        if parent is None:
+        parents = self._parents()
+        if not parents:
             return None
+        parent = self._drawn(parents)
         seconds = self._knapsack.expected(parent).seconds
         best: tuple[float, Values] | None = None
         for _ in range(SWITCHES):
@@ -156,10 +157,9 @@ class Refining:
 
     def _bred(self) -> Proposal | None:
         """Variables of one front member or of two, each as likely from either; one of them, on average, drawn anew."""
-        for _ in range(CHILDREN):
-            one, other = self._parent(), self._parent()
-            if one is None or other is None:
-                return None
+        parents = self._parents()
+        for _ in range(CHILDREN if parents else 0):
+            one, other = self._drawn(parents), self._drawn(parents)
             child = dict(one)
             if self._draw.random() < CROSSED:
                 child.update({v.name: other[v.name] for v in self._movable if self._draw.random() < 0.5})
@@ -183,15 +183,16 @@ class Refining:
             self._values[proposal.plan.fingerprint] = {**self._heaviest, **values}
         return proposal
 
-    def _parent(self) -> Values | None:
-        """Of the front, the nearest to a latency drawn evenly in its logarithm, so that the front is refined all along.
+    def _parents(self) -> list[tuple[float, Values]]:
+        """Members of the front by the logarithm of their ratio, fast to slow.
 
         Those with recipes or zeros stay the corners that they are.
         """
         held = self._heaviest.keys() - self._controller.space.by_name.keys()
         found = [(math.log(ratio_of(trial)), self._values.get(trial.fingerprint)) for trial in self._seen.front()]
-        good = [(place, own) for place, own in found if own is not None and not any(own[name] for name in held)]
-        if not good:
-            return None
-        drawn = self._draw.uniform(good[0][0], good[-1][0])
-        return min(good, key=lambda parent: abs(parent[0] - drawn))[1]
+        return [(place, own) for place, own in found if own is not None and not any(own[name] for name in held)]
+
+    def _drawn(self, parents: Sequence[tuple[float, Values]]) -> Values:
+        """The nearest to a latency drawn evenly in its logarithm, so that the front is refined all along."""
+        drawn = self._draw.uniform(parents[0][0], parents[-1][0])
+        return min(parents, key=lambda parent: abs(parent[0] - drawn))[1]
