@@ -42,6 +42,9 @@ ABANDONED_S = 3600.0
 
 _SUFFIX = ".safetensors"
 
+#: What opening an entry raises that another process removes or tears; torch, below safetensors, says RuntimeError.
+_UNREADABLE = (OSError, RuntimeError, safetensors.SafetensorError)
+
 
 def digest(value: Tensor) -> str:
     """The sha256 of a tensor's type, shape and bytes."""
@@ -234,7 +237,7 @@ def _read(path: Path, key: str) -> Tensors | None:
             meta = file.metadata() or {}
             # in memory of their own: a file's are not aligned, and sums depend on it
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    except (OSError, safetensors.SafetensorError):
+    except _UNREADABLE:
         return None
     whole = meta.get("key") == key and meta.get("content") == digest_all(tensors)
     return tensors if whole else None
@@ -245,5 +248,5 @@ def _seconds_of(path: Path) -> float:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             return float((file.metadata() or {}).get("seconds", 0.0))
-    except (OSError, ValueError, safetensors.SafetensorError):
+    except (*_UNREADABLE, ValueError):
         return 0.0

@@ -207,6 +207,18 @@ def test_leftovers_of_killed_processes_are_swept_and_fresh_ones_stay(tmp_path: P
     assert [path.exists() for path in (old, fresh)] == [False, True]
 
 
+def test_an_entry_that_goes_while_it_is_opened_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(path: Path, **_how: object) -> None:
+        raise RuntimeError(f"unable to open file <{path}> in read-only mode: No such file or directory (2)")
+
+    keys = fill(Store(tmp_path), 2)
+    monkeypatch.setattr(safetensors, "safe_open", gone)
+    store = Store(tmp_path, limit_bytes=1, memory_bytes=0)
+    assert store.get(keys[0]) is None
+    store.put("entry-new", {"value": torch.zeros(1)})  # makes room, for which it looks at all others
+    assert not store.path(keys[0]).is_file()
+
+
 def test_a_folder_that_refuses_writes_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match="file"):
