@@ -113,7 +113,7 @@ class Knapsack:
 
     def loss(self, values: Values, plan: Plan) -> float:
         """Sum of what the single choices lose that have an effect."""
-        effective = self._effective(values, plan)
+        effective = self.effective(values, plan)
         return sum(row[int(effective[name])] for name, row in self.kl.items() if name in effective)
 
     def expected(self, values: Values) -> Expected:
@@ -131,7 +131,7 @@ class Knapsack:
     def _dense_amounts(self) -> dict[str, float]:
         return {name: take(Plan()) for name, take in self._resources.items()}
 
-    def _effective(self, values: Values, plan: Plan) -> Values:
+    def effective(self, values: Values, plan: Plan) -> Values:
         """The values with choices at their base, which loses nothing, that the plan leaves no place for.
 
         Those in what it removes, and fewer bits where the precision has no use for them.
@@ -233,7 +233,7 @@ class Knapsack:
         rows = [self._measured_kl[name] for name in names]
         alone = self.parts.base.keys() - self.parts.chosen
         whole = [
-            (self._effective(values, plan), kl)
+            (self.effective(values, plan), kl)
             for values, plan, kl in measured
             if kl > 0 and all(values.get(name) == self.parts.base[name] for name in alone)
         ]

@@ -1,16 +1,17 @@
-"""New candidates near those that are good, by several ways: the more often a way lately found some, the more of it."""
+"""New candidates near those that are good, by several ways: the more a way lately found in its time, the more of it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from autocompress.objectives import amount
-from autocompress.records import Origin
+from autocompress.records import Origin, Trial
 from autocompress.searching.controller import Controller, Proposal
 from autocompress.searching.expected import Expected
+from autocompress.searching.foresight import Foresight
 from autocompress.searching.knapsack import Knapsack
 from autocompress.searching.seen import Seen, ratio_of
 from autocompress.space import Values
@@ -18,7 +19,7 @@ from autocompress.space import Values
 #: Trials up to which the sampler proposes, too: what it takes to model them grows with their number.
 MOST_SAMPLED = 1000
 
-#: Spread of the losses that a refinement believes, as the standard deviation of their logarithm.
+#: Spread of the losses that every second solution believes, as the standard deviation of their logarithm.
 SPREAD = 0.5
 
 #: Pairs of moves that a switch chooses from, and the difference in seconds, as a share, that it should keep within.
@@ -27,20 +28,32 @@ SWITCHES, SAME = 12, 0.01
 #: Children that are bred until one is new, and the share of them that have two parents.
 CHILDREN, CROSSED = 8, 0.9
 
-#: What a way's finds count for after each further candidate of it.
-FADE = 0.97
+#: Variations of which the most promising is taken.
+POOL = 32
+
+#: What the gains of all ways, and the time that they took, count for after each further candidate.
+FADE = 0.99
+
+#: Candidates, as all ways together make them, that every way is taken to have made besides its own.
+BELIEVED = 2.0
+
+#: In place of no gain, and of no time.
+TINY = 1e-12
 
 #: Origin, and proposal of a candidate that is new; None where it is known or under way.
 Make = Callable[[Values, Origin], Proposal | None]
+
+#: Members of the front by the logarithm of their ratio, fast to slow.
+Parents = list[tuple[float, Values]]
 
 
 class Refining:
     """Proposes candidates near the front of those without recovery.
 
-    The ways: what the program expects now and was not measured yet; the program by losses drawn near the believed ones,
-    at seconds where the front has its ends or between; one choice heavier and another lighter at equal seconds; two
-    members of the front mixed, and few of their choices drawn anew (the variation of NSGA-II); and the sampler's own
-    proposals.
+    The ways: the program by the believed losses or by some drawn near them, at seconds where the front has its ends or
+    between; one choice heavier and another lighter at equal seconds; two
+    members of the front mixed, and few of their choices drawn anew (the variation of NSGA-II); what two blocks of a
+    member do exchanged; and the sampler's own proposals.
 
     Args:
         knapsack: with what is believed.
@@ -49,7 +62,6 @@ class Refining:
         controller: over what its sampler draws from.
         heaviest: values of what `controller` knows, and of what it does not: recipes and zeros, left alone here.
         make: a proposal of some values.
-        needed: gives of what the program expects the new candidate that is furthest from all that was measured.
         draw: of all that is drawn.
     """
 
@@ -61,21 +73,24 @@ class Refining:
         controller: Controller,
         heaviest: Mapping[str, int],
         make: Make,
-        needed: Callable[[], Expected | None],
         draw: np.random.Generator,
     ) -> None:
         self._knapsack, self._seen, self._values, self._controller = knapsack, seen, values, controller
         self._heaviest, self._make, self._draw = heaviest, make, draw
         self._movable = [v for v in knapsack.space.structure if v.name in knapsack.parts.chosen]
+        self._alike = _alike(knapsack)
+        self._variations = [self._mixed, self._switch, *([self._exchange] if self._alike else [])]
+        self._foresight = Foresight(knapsack, seen, values)
         self._ways: Mapping[str, Callable[[], Proposal | None]] = {
-            "needed": lambda: self._expected(needed()),
             "resolved": self._resolved,
             "switched": self._switched,
             "bred": self._bred,
+            "foreseen": self._foreseen,
             "sampled": self._sampled,
         }
         self._found = {name: (0.0, 0.0) for name in self._ways}
-        self._under_way: dict[str, str] = {}
+        self._under_way: dict[str, tuple[str, float]] = {}
+        self._told = 0.0
         self._sampler_repeats = False
 
     def propose(self) -> Proposal | None:
@@ -84,32 +99,39 @@ class Refining:
         while left:
             chances = np.array([self._chance(name) for name in left])
             name = left.pop(int(self._draw.choice(len(left), p=chances / chances.sum())))
+            begun_s = self._seen.clock.elapsed()
             proposal = self._ways[name]()
             if proposal is not None:
-                self._under_way[proposal.plan.fingerprint] = name
+                self._under_way[proposal.plan.fingerprint] = (name, self._seen.clock.elapsed() - begun_s)
                 return proposal
         return None
 
-    def learn(self, fingerprint: str, grew: bool) -> None:
-        """Hear whether a candidate made the front's hypervolume grow."""
-        name = self._under_way.pop(fingerprint, None)
+    def learn(self, trial: Trial, gain: float) -> None:
+        """Hear of a candidate, and of what it added to the front's hypervolume."""
+        name, proposed_s = self._under_way.pop(trial.fingerprint, (None, 0.0))
         if name is not None:
-            finds, tries = self._found[name]
-            self._found[name] = (FADE * finds + grew, FADE * tries + 1)
+            self._found = {way: (FADE * gains, FADE * spent_s) for way, (gains, spent_s) in self._found.items()}
+            gains, spent_s = self._found[name]
+            self._found[name] = (gains + max(gain, 0.0), spent_s + proposed_s + sum(trial.seconds.values()))
+            self._told = FADE * self._told + 1
 
     def _chance(self, name: str) -> float:
-        """Of the next candidate of a way to be a find, by the rule of succession."""
-        finds, tries = self._found[name]
-        return (finds + 1) / (tries + 2)
+        """What a way added in its time, with some candidates of all ways taken for its own."""
+        gains, spent_s = self._found[name]
+        count = max(self._told, 1.0)
+        usual = max(sum(gains for gains, _spent_s in self._found.values()) / count, TINY)
+        usual_s = max(sum(spent_s for _gains, spent_s in self._found.values()) / count, TINY)
+        return (gains + BELIEVED * usual) / (spent_s + BELIEVED * usual_s)
 
     def _expected(self, found: Expected | None) -> Proposal | None:
         return None if found is None else self._make(found.values, "refined")
 
     def _resolved(self) -> Proposal | None:
-        """The program's choice by losses drawn near those that are believed, at a latency where the front is thin."""
+        """The program's choice at a latency within the front, by the losses that are believed or others near them."""
         knapsack = self._knapsack
         draw = self._draw
-        kl = {name: [loss * math.exp(draw.normal(0, SPREAD)) for loss in row] for name, row in knapsack.kl.items()}
+        spread = SPREAD * draw.integers(2)
+        kl = {name: [loss * math.exp(draw.normal(0, spread)) for loss in row] for name, row in knapsack.kl.items()}
         seconds = [knapsack.work.seconds(trial.plan) for trial in self._seen.front()]
         if not seconds:
             return None
@@ -156,20 +178,56 @@ class Refining:
         return {**values, name: values[name] + step}
 
     def _bred(self) -> Proposal | None:
-        """Variables of one front member or of two, each as likely from either; one of them, on average, drawn anew."""
+        """The first new one of some children of the front."""
         parents = self._parents()
         for _ in range(CHILDREN if parents else 0):
-            one, other = self._drawn(parents), self._drawn(parents)
-            child = dict(one)
-            if self._draw.random() < CROSSED:
-                child.update({v.name: other[v.name] for v in self._movable if self._draw.random() < 0.5})
-            for variable in self._movable:
-                if self._draw.random() < 1 / len(self._movable):
-                    child[variable.name] = int(self._draw.integers(len(variable.levels)))
-            proposal = self._make(child, "refined")
+            child = self._mixed(parents)
+            proposal = None if child is None else self._make(child, "refined")
             if proposal is not None:
                 return proposal
         return None
+
+    def _foreseen(self) -> Proposal | None:
+        """Of many variations the one that is expected to add most to the front, by what all others were measured to."""
+        parents = self._parents()
+        pool: dict[object, Values] = {}
+        for _ in range(2 * POOL if parents else 0):
+            if len(pool) == POOL:
+                break
+            vary = self._variations[self._draw.integers(len(self._variations))]
+            child = vary(parents)
+            if child is not None:
+                pool[tuple(child.items())] = child
+        for one in self._foresight.ranked(list(pool.values())) if pool else ():
+            proposal = self._make(one.values, "refined")
+            if proposal is not None:
+                return proposal
+        return None
+
+    def _mixed(self, parents: Parents) -> Values | None:
+        """Variables of one front member or of two, each as likely from either; one of them, on average, drawn anew."""
+        one, other = self._drawn(parents), self._drawn(parents)
+        child = dict(one)
+        if self._draw.random() < CROSSED:
+            child.update({v.name: other[v.name] for v in self._movable if self._draw.random() < 0.5})
+        for variable in self._movable:
+            if self._draw.random() < 1 / len(self._movable):
+                child[variable.name] = int(self._draw.integers(len(variable.levels)))
+        return child
+
+    def _switch(self, parents: Parents) -> Values | None:
+        """A front member with one choice heavier and another lighter."""
+        heavier = self._moved(self._drawn(parents), -1)
+        return None if heavier is None else self._moved(heavier, 1)
+
+    def _exchange(self, parents: Parents) -> Values | None:
+        """A front member with one kind of choice, or all, exchanged between two blocks that are alike."""
+        parent = self._drawn(parents)
+        alike = self._alike[self._draw.integers(len(self._alike))]
+        one, other = (alike[i] for i in self._draw.choice(len(alike), 2, replace=False))
+        places = range(len(one)) if self._draw.random() < 0.5 else [int(self._draw.integers(len(one)))]
+        swapped = {one[i]: parent[other[i]] for i in places} | {other[i]: parent[one[i]] for i in places}
+        return {**parent, **swapped}
 
     def _sampled(self) -> Proposal | None:
         if self._sampler_repeats or len(self._seen.trials) > MOST_SAMPLED:
@@ -183,7 +241,7 @@ class Refining:
             self._values[proposal.plan.fingerprint] = {**self._heaviest, **values}
         return proposal
 
-    def _parents(self) -> list[tuple[float, Values]]:
+    def _parents(self) -> Parents:
         """Members of the front by the logarithm of their ratio, fast to slow.
 
         Those with recipes or zeros stay the corners that they are.
@@ -192,7 +250,17 @@ class Refining:
         found = [(math.log(ratio_of(trial)), self._values.get(trial.fingerprint)) for trial in self._seen.front()]
         return [(place, own) for place, own in found if own is not None and not any(own[name] for name in held)]
 
-    def _drawn(self, parents: Sequence[tuple[float, Values]]) -> Values:
+    def _drawn(self, parents: Parents) -> Values:
         """The nearest to a latency drawn evenly in its logarithm, so that the front is refined all along."""
         drawn = self._draw.uniform(parents[0][0], parents[-1][0])
         return min(parents, key=lambda parent: abs(parent[0] - drawn))[1]
+
+
+def _alike(knapsack: Knapsack) -> list[list[tuple[str, ...]]]:
+    """Variables of parts that offer the same: a list for each kind of part of which there are several."""
+    found: dict[object, list[tuple[str, ...]]] = {}
+    for part in knapsack.parts.parts:
+        names = part.names
+        offers = tuple((name.partition(":")[0], knapsack.space.by_name[name].levels) for name in names)
+        found.setdefault(offers, []).append(names)
+    return [parts for parts in found.values() if len(parts) > 1]

@@ -104,7 +104,7 @@ class Staged:
         if knapsack is not None:
             self._refining = Refining(
                 knapsack, self._seen, self._values, controller, self._heaviest, self._proposal,
-                lambda: self._needed(knapsack), np.random.default_rng([seed, len(trials)]),
+                np.random.default_rng([seed, len(trials)]),
             )  # fmt: skip
         self._flow = self._stages()
         for trial in trials:
@@ -133,7 +133,7 @@ class Staged:
         before = self._seen.volume()
         self._seen.keep(trial)
         if self._refining is not None:
-            self._refining.learn(trial.fingerprint, self._seen.volume() > before)
+            self._refining.learn(trial, self._seen.volume() - before)
         self._seen.under_way.pop(trial.fingerprint, None)
         self._fresh += trial.measured
         if number != NO_PROPOSAL:
@@ -297,10 +297,13 @@ class Staged:
     def _needed(self, knapsack: Knapsack) -> Expected | None:
         """Of the expected front, the new one furthest from all that was measured, or is about to be.
 
-        In log seconds, and in the logarithms of further objectives; each as a share of what the front spans.
+        In log seconds, and in the logarithms of further objectives; each as a share of what the front spans. It is no
+        slower than the slowest of the measured front, unless there are further objectives: nothing better than that is
+        expected there.
         """
         front, more = self._expected(knapsack), knapsack.along
-        left = [one for one in front if not self._seen.proposed(one.plan)]
+        slowest_s = knapsack.dense_s * max((own_ratio(trial) for trial in self._seen.front()), default=math.inf)
+        left = [e for e in front if (more or e.seconds <= slowest_s) and not self._seen.proposed(e.plan)]
         if not left:
             return None
         places = [self._seen.judge.objectives.more.index(name) for name in more]

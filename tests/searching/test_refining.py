@@ -1,4 +1,4 @@
-"""Oracles: the rule of succession by hand; levels that only a mutation can give; planted ways."""
+"""Oracles: gains and seconds counted by hand; levels that only a mutation can give; planted ways."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from autocompress.plan import Plan
 from autocompress.searching.controller import Proposal
 from autocompress.searching.parts import parts_of
-from autocompress.searching.refining import FADE, Refining
+from autocompress.searching.refining import BELIEVED, FADE, POOL, Refining
 from autocompress.searching.seen import NO_PROPOSAL, Clock, Judge, Seen
 
 RULES = {
     "groups": {"heads": [1.0, 0.5], "neurons": [1.0, 0.75, 0.5, 0.25]},
     "layers": [{"match": "net.*", "precision": ["fp32", "int8", "int8-dynamic"], "share": "block"}],
 }
-WAYS = ("needed", "resolved", "switched", "bred", "sampled")
+WAYS = ("resolved", "switched", "bred", "foreseen", "sampled")
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def refining(space, seen, values=(), made=None, seed=0):
     known = {space.decode(own).fingerprint: own for own in values}
     draw = np.random.default_rng(seed)
     controller = SimpleNamespace(space=space)
-    return Refining(knapsack, seen, known, controller, dict.fromkeys(space.by_name, 0), make, lambda: None, draw)
+    return Refining(knapsack, seen, known, controller, dict.fromkeys(space.by_name, 0), make, draw)
 
 
 @pytest.fixture
@@ -44,41 +45,60 @@ def seen():
     return Seen(Judge(True, lambda _trial: True), Clock(lambda: 0.0, 0.0, 1.0))
 
 
-def test_a_way_is_as_likely_as_its_next_candidate_is_to_be_a_find(space, seen):
+def told(made, name, number, gain, seconds, make_trial):
+    """A candidate of a way, that took some seconds besides half a second to propose."""
+    trial = make_trial(number, 0.5, 0.9, seconds={"all": seconds})
+    made._under_way[trial.fingerprint] = (name, 0.5)
+    made.learn(trial, gain)
+
+
+def test_a_way_is_as_likely_as_it_added_volume_in_its_time(space, seen, make_trial):
     made = refining(space, seen)
-    assert {made._chance(name) for name in WAYS} == {1 / 2}
-    for place, grew in enumerate([True, False, True]):
-        made._under_way[str(place)] = "bred"
-        made.learn(str(place), grew)
-    assert made._chance("bred") == pytest.approx((FADE**2 + 1 + 1) / (FADE**2 + FADE + 1 + 2))
-    assert made._chance("switched") == 1 / 2
+    assert {made._chance(name) for name in WAYS} == {1.0}, "nothing is known of any"
+    told(made, "bred", 1, 0.2, 1.5, make_trial)
+    told(made, "switched", 2, 0.0, 0.5, make_trial)
+    told(made, "bred", 3, 0.1, 3.5, make_trial)
+    gains, seconds, count = FADE**2 * 0.2 + 0.1, {"bred": FADE**2 * 2 + 4, "switched": FADE * 1.0}, 1 + FADE + FADE**2
+    usual, usual_s = gains / count, sum(seconds.values()) / count
+    for name, own in (("bred", gains), ("switched", 0.0), ("sampled", 0.0)):
+        expected = (own + BELIEVED * usual) / (seconds.get(name, 0.0) + BELIEVED * usual_s)
+        assert made._chance(name) == pytest.approx(expected)
 
 
-def test_what_nobody_proposed_here_teaches_nothing(space, seen):
+def test_volume_that_shrank_since_dense_was_better_than_believed_is_no_gain(space, seen, make_trial):
     made = refining(space, seen)
-    made.learn("from an earlier session", True)
-    assert {made._chance(name) for name in WAYS} == {1 / 2}
+    told(made, "bred", 1, -0.3, 0.5, make_trial)
+    assert made._found["bred"] == (0.0, 1.0)
+    assert all(made._chance(name) > 0 for name in WAYS)
 
 
-def test_the_way_that_finds_something_is_taken_more_often(space, seen):
-    """A way that always finds and one that never does; after 40 candidates each, chances of 41/42 to 1/42, faded."""
+def test_what_nobody_proposed_here_teaches_nothing(space, seen, make_trial):
+    made = refining(space, seen)
+    made.learn(make_trial(1, 0.5, 0.9), 0.1)
+    assert {made._chance(name) for name in WAYS} == {1.0}
+
+
+def test_the_way_that_adds_most_in_its_time_is_taken_more_often(space, seen, make_trial):
+    """Two add as much by a candidate, one of them in a tenth of the time; a third adds nothing."""
     made, number = refining(space, seen), iter(range(10**6))
-    plan = space.decode(space.uniform())
     taken = []
 
     def way(name):
         def propose():
             taken.append(name)
-            return Proposal(NO_PROPOSAL, SimpleNamespace(plan=plan, fingerprint=str(next(number))), "refined")
+            return Proposal(NO_PROPOSAL, Plan(seed=next(number)), "refined")
 
         return propose
 
-    made._ways = {name: way(name) for name in ("bred", "switched")}
+    made._ways = {name: way(name) for name in ("bred", "switched", "sampled")}
+    made._found = dict.fromkeys(made._ways, (0.0, 0.0))
     for _ in range(300):
         proposal = made.propose()
-        made.learn(proposal.plan.fingerprint, taken[-1] == "bred")
-    assert taken[100:].count("bred") > 0.85 * 200
-    assert "switched" in taken[100:], "it may yet find something"
+        seconds = 0.1 if taken[-1] == "bred" else 1.0
+        trial = make_trial(1, 0.5, 0.9, plan=proposal.plan, seconds={"all": seconds})
+        made.learn(trial, 0.0 if taken[-1] == "sampled" else 0.1)
+    assert taken[100:].count("bred") > 0.7 * 200
+    assert taken[100:].count("switched") > taken[100:].count("sampled") > 0, "it may yet find something"
 
 
 def test_a_way_that_proposes_nothing_makes_room_for_the_others(space, seen):
@@ -110,5 +130,42 @@ def test_children_take_after_two_parents_and_one_choice_on_average_is_drawn_anew
     assert np.mean(mixed) > 0.4, "half of the parents are one and the same"
 
 
-def test_without_a_front_nothing_is_bred(space, seen):
+def test_what_two_blocks_do_is_exchanged_and_nothing_else(space, seen, make_trial):
+    """One parent, the blocks of which differ in every choice: each child is the parent but for kinds that swapped."""
+    parent = {v.name: i % len(v.levels) for i, v in enumerate(space.structure)}
+    seen.keep(make_trial(1, 0.3, 0.9, plan=space.decode(parent)))
+    made = refining(space, seen, [parent])
+    assert len(made._alike) == 1
+    one, other = made._alike[0]
+    swapped = set()
+    for _ in range(200):
+        child = made._exchange([(0.0, parent)])
+        differ = {name for name in parent if child[name] != parent[name]}
+        assert all((name in differ) <= (name in one or name in other) for name in differ)
+        for a, b in zip(one, other, strict=True):
+            assert {child[a], child[b]} == {parent[a], parent[b]}
+        swapped.add(frozenset(differ))
+    assert max(len(each) for each in swapped) > 2, "whole blocks are exchanged as well"
+
+
+def test_of_many_variations_the_one_that_promises_most_is_made(space, seen, make_trial):
+    parent = {v.name: len(v.levels) // 2 for v in space.structure}
+    seen.keep(make_trial(1, 0.3, 0.9, plan=space.decode(parent)))
+    children = []
+    made = refining(space, seen, [parent], children)
+    shown = []
+
+    def ranked(pool):
+        shown.extend(pool)
+        return [SimpleNamespace(values=values) for values in sorted(pool, key=lambda v: -sum(v.values()))]
+
+    made._foresight = SimpleNamespace(ranked=ranked)
+    assert made._foreseen() is not None
+    assert 5 < len(shown) <= POOL
+    assert children == [max(shown, key=lambda v: sum(v.values()))]
+    assert len({tuple(v.items()) for v in shown}) == len(shown)
+
+
+def test_without_a_front_nothing_is_bred_or_foreseen(space, seen):
     assert refining(space, seen)._bred() is None
+    assert refining(space, seen)._foreseen() is None
