@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -22,14 +22,14 @@ MOST_SAMPLED = 1000
 #: Spread of the losses that every second solution believes, as the standard deviation of their logarithm.
 SPREAD = 0.5
 
-#: Pairs of moves that a switch chooses from, and the difference in seconds, as a share, that it should keep within.
-SWITCHES, SAME = 12, 0.01
-
-#: Children that are bred until one is new, and the share of them that have two parents.
-CHILDREN, CROSSED = 8, 0.9
+#: Share of mixed variations that have two parents.
+CROSSED = 0.9
 
 #: Variations of which the most promising is taken.
 POOL = 32
+
+#: Variations that are made until one is new, where any will do.
+CHILDREN = 8
 
 #: What the gains of all ways, and the time that they took, count for after each further candidate.
 FADE = 0.99
@@ -51,9 +51,9 @@ class Refining:
     """Proposes candidates near the front of those without recovery.
 
     The ways: the program by the believed losses or by some drawn near them, at seconds where the front has its ends or
-    between; one choice heavier and another lighter at equal seconds; two
-    members of the front mixed, and few of their choices drawn anew (the variation of NSGA-II); what two blocks of a
-    member do exchanged; and the sampler's own proposals.
+    between; of many variations of the front the one that is foreseen to add most; and the sampler's own proposals.
+    Variations are two members mixed, and few of their choices drawn anew (as NSGA-II does); one choice heavier and
+    another lighter; and what two blocks of a member do exchanged.
 
     Args:
         knapsack: with what is believed.
@@ -83,9 +83,8 @@ class Refining:
         self._foresight = Foresight(knapsack, seen, values)
         self._ways: Mapping[str, Callable[[], Proposal | None]] = {
             "resolved": self._resolved,
-            "switched": self._switched,
-            "bred": self._bred,
             "foreseen": self._foreseen,
+            "bred": self._bred,
             "sampled": self._sampled,
         }
         self._found = {name: (0.0, 0.0) for name in self._ways}
@@ -147,28 +146,6 @@ class Refining:
         logs = np.log([amount(trial, name) or math.nan for trial in self._seen.front()])
         return {name: math.exp(self._draw.uniform(np.nanmin(logs), np.nanmax(logs)))}
 
-    def _switched(self) -> Proposal | None:
-        """A front member with one choice heavier and another lighter, at about the same seconds."""
-        parents = self._parents()
-        if not parents:
-            return None
-        parent = self._drawn(parents)
-        seconds = self._knapsack.expected(parent).seconds
-        best: tuple[float, Values] | None = None
-        for _ in range(SWITCHES):
-            one, other = self._moved(parent, -1), None
-            if one is not None:
-                other = self._moved(one, 1)
-            if other is None:
-                continue
-            found = self._knapsack.expected(other)
-            if self._seen.proposed(found.plan):
-                continue
-            worth = found.loss * math.exp(abs(found.seconds / seconds - 1) / SAME)
-            if best is None or worth < best[0]:
-                best = (worth, other)
-        return None if best is None else self._make(best[1], "refined")
-
     def _moved(self, values: Values, step: int) -> Values | None:
         """One variable of the program, drawn, a level lighter (1) or heavier (-1)."""
         movable = [v for v in self._movable if 0 <= values[v.name] + step < len(v.levels)]
@@ -177,32 +154,29 @@ class Refining:
         name = movable[self._draw.integers(len(movable))].name
         return {**values, name: values[name] + step}
 
-    def _bred(self) -> Proposal | None:
-        """The first new one of some children of the front."""
-        parents = self._parents()
-        for _ in range(CHILDREN if parents else 0):
-            child = self._mixed(parents)
-            proposal = None if child is None else self._make(child, "refined")
-            if proposal is not None:
-                return proposal
-        return None
-
     def _foreseen(self) -> Proposal | None:
         """Of many variations the one that is expected to add most to the front, by what all others were measured to."""
-        parents = self._parents()
-        pool: dict[object, Values] = {}
-        for _ in range(2 * POOL if parents else 0):
-            if len(pool) == POOL:
-                break
+        pool = list(self._varied(POOL))
+        return self._first(one.values for one in self._foresight.ranked(pool)) if pool else None
+
+    def _bred(self) -> Proposal | None:
+        """Any new variation, as what was measured says nothing of what is unlike it."""
+        return self._first(self._varied(CHILDREN))
+
+    def _first(self, candidates: Iterable[Values]) -> Proposal | None:
+        """The first that is new."""
+        return next((made for made in (self._make(values, "refined") for values in candidates) if made), None)
+
+    def _varied(self, count: int) -> Iterator[Values]:
+        """Different variations of the front, so many at most."""
+        parents, known = self._parents(), set[object]()
+        for _ in range(2 * count if parents else 0):
             vary = self._variations[self._draw.integers(len(self._variations))]
             child = vary(parents)
-            if child is not None:
-                pool[tuple(child.items())] = child
-        for one in self._foresight.ranked(list(pool.values())) if pool else ():
-            proposal = self._make(one.values, "refined")
-            if proposal is not None:
-                return proposal
-        return None
+            key = None if child is None else tuple(child.items())
+            if child is not None and key not in known and len(known) < count:
+                known.add(key)
+                yield child
 
     def _mixed(self, parents: Parents) -> Values | None:
         """Variables of one front member or of two, each as likely from either; one of them, on average, drawn anew."""

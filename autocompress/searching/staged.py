@@ -41,11 +41,11 @@ REFIT_SHARE = 0.05
 #: The front, and so many of the last candidates, correct the tables.
 MOST_LEARNED = 200
 
-#: Uniform levels that are measured before the program's own choices.
+#: Uniform levels that are measured before the program's own choices; the others take turns with these.
 FIRST = 2
 
-#: Budgets of the program; as many candidates of its fronts are measured before refining begins.
-POINTS = 40
+#: Budgets of the program, and candidates of its fronts that are measured before refining begins: more add little.
+POINTS, SOLVED = 40, 20
 
 #: Refinements in a row that add less than this share of the hypervolume end them, where recovery waits.
 PATIENCE, LITTLE = 10, 0.002
@@ -98,7 +98,7 @@ class Staged:
         self._values: dict[str, Values] = {}
         self._front: list[Expected] | None = None
         self._fresh, self._begun = math.inf, False
-        self._made = self._turn = self._solved = 0
+        self._made = self._turn = self._solved = self._offered = 0
         self._exhausted = knapsack is None
         self._refining: Refining | None = None
         if knapsack is not None:
@@ -228,6 +228,7 @@ class Staged:
             for origin, values in self._corners[:FIRST]:
                 if self._time_for_untrained(clock, share):
                     yield from self._propose(values, origin)
+            del self._corners[:FIRST]
             self._teller.say(expectation(self._expected(knapsack)))
         elif self._turn:
             self._teller.stage("refine")
@@ -235,14 +236,16 @@ class Staged:
         while self._time_for_untrained(clock, share) and not (waits and self._stagnates(gains)):
             if clock.stagnates() and (refines or self._turn or self.only == "solve"):
                 return
-            solves = solves and not clock.stagnates() and (self._solved < POINTS or self.only == "solve")
+            solves = solves and not clock.stagnates() and (self._solved < SOLVED or self.only == "solve")
+            corners = bool(self._corners) and self.only != "refine" and not clock.stagnates()
             before = self._seen.volume()
-            needed = self._needed(knapsack) if solves else None
+            needed = self._needed(knapsack) if solves and not (corners and self._solved > self._offered) else None
             if needed is not None:
                 proposal = self._proposal(needed.values, "solved")
                 self._solved += 1
-            elif self._corners and self.only != "refine" and not clock.stagnates():
+            elif corners:
                 origin, values = self._corners.pop(0)
+                self._offered += 1
                 proposal = self._proposal(values, origin)
                 if proposal is None:
                     continue
@@ -271,7 +274,7 @@ class Staged:
 
     def _correct(self, knapsack: Knapsack) -> None:
         """Correct the tables by what was measured, once there is enough of it; the front is then to be solved anew."""
-        often = REFIT_EVERY if self._solved < POINTS else REFINED_EVERY
+        often = REFIT_EVERY if self._solved < SOLVED else REFINED_EVERY
         if self._fresh < max(often, REFIT_SHARE * len(self._seen.spots)):
             return
         every = [trial for trial in self._seen.trials.values() if trial.measured and trial.rung == 0]

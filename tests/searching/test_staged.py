@@ -208,19 +208,32 @@ def test_the_true_front_is_nearly_reached_and_faster_than_by_chance(world, journ
     assert true - reached < 0.25 * (true - np.mean(chance))
 
 
-def test_corners_come_first_the_most_telling_ones_before_what_is_solved(world, journal):
+def test_corners_take_turns_with_what_is_solved_the_most_telling_ones_first(world, journal, monkeypatch):
     made = world(STRUCTURE)
+    monkeypatch.setattr(module, "SOLVED", 5)
     corners = [("uniform", made.untrained.uniform(keep=share)) for share in (0.5, 0.25)]
-    corners += [("seed", made.untrained.uniform(removed=("net.1",)))]
-    trials = made.follow(made.staged(journal, corners=corners), most=60)
-    assert plans(trials)[:2] == [made.untrained.decode(values) for _origin, values in corners[:2]]
-    origins = [trial.origin for trial in trials]
-    assert origins[:3] == ["uniform", "uniform", "solved"]
-    last = len(origins) - origins[::-1].index("solved") - 1
-    assert origins.index("refined") > origins.index("seed") > origins.index("solved")
-    assert made.untrained.decode(corners[2][1]) in plans(trials)
-    assert {"solved", "refined", "seed"} <= set(origins)
-    assert last > 3
+    corners += [("seed", made.untrained.uniform(removed=(block,))) for block in ("net.0", "net.1")]
+    trials = made.follow(made.staged(journal, corners=corners), most=20)
+    assert [trial.origin for trial in trials[:9]] == [
+        "uniform", "uniform", "solved", "seed", "solved", "seed", "solved", "solved", "solved",
+    ]  # fmt: skip
+    assert {trial.origin for trial in trials[9:]} <= {"refined", "sampled"}, "five of them are enough"
+    assert [plans(trials)[i] for i in (0, 1, 3, 5)] == [made.untrained.decode(values) for _origin, values in corners]
+
+
+def test_of_what_is_solved_nothing_is_measured_that_is_slower_than_the_front(world, journal):
+    """Uniform int8 loses nothing here, so that no slower candidate can be on the front."""
+    made = world(STRUCTURE)
+    made.single = {
+        name: row if not name.startswith("precision:") else (0.0,) * len(row) for name, row in made.single.items()
+    }
+    int8 = made.untrained.uniform(precision="int8")
+    trials = made.follow(made.staged(journal, corners=[("uniform", int8)]), most=12)
+    slowest = made.ratio(made.untrained.decode(int8))
+    assert trials[0].origin == "uniform"
+    solved = [trial for trial in trials if trial.origin == "solved"]
+    assert len(solved) > 3
+    assert all(made.ratio(trial.plan) <= 1.1 * slowest for trial in solved), "by what is expected of their seconds"
 
 
 def test_a_small_space_is_exhausted_without_repetition(world, journal):
