@@ -17,7 +17,7 @@ RULES = {
     "groups": {"heads": [1.0, 0.5], "neurons": [1.0, 0.75, 0.5, 0.25]},
     "layers": [{"match": "net.*", "precision": ["fp32", "int8", "int8-dynamic"], "share": "block"}],
 }
-WAYS = ("resolved", "switched", "bred", "foreseen", "sampled")
+WAYS = ("resolved", "foreseen", "bred", "sampled")
 
 
 @pytest.fixture
@@ -56,11 +56,11 @@ def test_a_way_is_as_likely_as_it_added_volume_in_its_time(space, seen, make_tri
     made = refining(space, seen)
     assert {made._chance(name) for name in WAYS} == {1.0}, "nothing is known of any"
     told(made, "bred", 1, 0.2, 1.5, make_trial)
-    told(made, "switched", 2, 0.0, 0.5, make_trial)
+    told(made, "resolved", 2, 0.0, 0.5, make_trial)
     told(made, "bred", 3, 0.1, 3.5, make_trial)
-    gains, seconds, count = FADE**2 * 0.2 + 0.1, {"bred": FADE**2 * 2 + 4, "switched": FADE * 1.0}, 1 + FADE + FADE**2
+    gains, seconds, count = FADE**2 * 0.2 + 0.1, {"bred": FADE**2 * 2 + 4, "resolved": FADE * 1.0}, 1 + FADE + FADE**2
     usual, usual_s = gains / count, sum(seconds.values()) / count
-    for name, own in (("bred", gains), ("switched", 0.0), ("sampled", 0.0)):
+    for name, own in (("bred", gains), ("resolved", 0.0), ("sampled", 0.0)):
         expected = (own + BELIEVED * usual) / (seconds.get(name, 0.0) + BELIEVED * usual_s)
         assert made._chance(name) == pytest.approx(expected)
 
@@ -90,7 +90,7 @@ def test_the_way_that_adds_most_in_its_time_is_taken_more_often(space, seen, mak
 
         return propose
 
-    made._ways = {name: way(name) for name in ("bred", "switched", "sampled")}
+    made._ways = {name: way(name) for name in ("bred", "resolved", "sampled")}
     made._found = dict.fromkeys(made._ways, (0.0, 0.0))
     for _ in range(300):
         proposal = made.propose()
@@ -98,15 +98,15 @@ def test_the_way_that_adds_most_in_its_time_is_taken_more_often(space, seen, mak
         trial = make_trial(1, 0.5, 0.9, plan=proposal.plan, seconds={"all": seconds})
         made.learn(trial, 0.0 if taken[-1] == "sampled" else 0.1)
     assert taken[100:].count("bred") > 0.7 * 200
-    assert taken[100:].count("switched") > taken[100:].count("sampled") > 0, "it may yet find something"
+    assert taken[100:].count("resolved") > taken[100:].count("sampled") > 0, "it may yet find something"
 
 
 def test_a_way_that_proposes_nothing_makes_room_for_the_others(space, seen):
     made = refining(space, seen)
     proposal = Proposal(NO_PROPOSAL, space.decode(space.uniform()), "refined")
-    made._ways = {"bred": lambda: None, "switched": lambda: proposal}
+    made._ways = {"bred": lambda: None, "resolved": lambda: proposal}
     assert all(made.propose() is proposal for _ in range(20))
-    made._ways = {"bred": lambda: None, "switched": lambda: None}
+    made._ways = {"bred": lambda: None, "resolved": lambda: None}
     assert made.propose() is None
 
 
@@ -116,10 +116,9 @@ def test_children_take_after_two_parents_and_one_choice_on_average_is_drawn_anew
     high = {v.name: len(v.levels) - 1 for v in space.structure}
     for number, (values, ratio, quality) in enumerate([(low, 1.0, 0.9), (high, 0.2, 0.5)]):
         seen.keep(make_trial(number, ratio, quality, plan=space.decode(values)))
-    children = []
-    made = refining(space, seen, [low, high], children)
-    for _ in range(3000):
-        made._bred()
+    made = refining(space, seen, [low, high])
+    parents = made._parents()
+    children = [made._mixed(parents) for _ in range(3000)]
     count = len(space.structure)
     between = [0 < child[v.name] < high[v.name] for child in children for v in space.structure]
     expected = np.mean([(len(v.levels) - 2) / len(v.levels) / count for v in space.structure])
@@ -146,6 +145,23 @@ def test_what_two_blocks_do_is_exchanged_and_nothing_else(space, seen, make_tria
             assert {child[a], child[b]} == {parent[a], parent[b]}
         swapped.add(frozenset(differ))
     assert max(len(each) for each in swapped) > 2, "whole blocks are exchanged as well"
+
+
+def test_a_switch_is_one_choice_heavier_and_one_lighter(space, seen, make_trial):
+    parent = {v.name: 1 for v in space.structure}
+    made = refining(space, seen, [parent])
+    switched = [made._switch([(0.0, parent)]) for _ in range(100)]
+    moves = [sorted(child[name] - 1 for name in parent if child[name] != 1) for child in switched if child != parent]
+    assert moves
+    assert all(each == [-1, 1] for each in moves)
+
+
+def test_variations_are_different_ones_and_no_more_than_asked_for(space, seen, make_trial):
+    parents = [{v.name: level % len(v.levels) for v in space.structure} for level in range(3)]
+    for number, parent in enumerate(parents):
+        seen.keep(make_trial(number, 0.3 - 0.1 * number, 0.9 - 0.1 * number, plan=space.decode(parent)))
+    found = list(refining(space, seen, parents)._varied(10))
+    assert 5 < len(found) == len({tuple(child.items()) for child in found}) <= 10
 
 
 def test_of_many_variations_the_one_that_promises_most_is_made(space, seen, make_trial):
