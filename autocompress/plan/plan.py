@@ -7,8 +7,8 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from functools import cached_property
+from dataclasses import MISSING, dataclass, field, fields
+from functools import cache, cached_property
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -155,16 +155,22 @@ class Plan:
 def _plain(record: Any) -> dict[str, Any]:
     """Fields of a record that differ from their defaults."""
     result: dict[str, Any] = {}
-    for item in fields(record):
-        value = getattr(record, item.name)
-        if isinstance(value, Mapping):
+    for name, default in _defaults(type(record)):  # type: ignore[arg-type]
+        value = getattr(record, name)
+        if isinstance(value, MappingProxyType):
             if value:
-                result[item.name] = {name: _plain(inner) for name, inner in value.items()}
-        elif is_dataclass(value):
-            result[item.name] = _plain(value)
-        elif value != item.default:
-            result[item.name] = value
+                result[name] = {key: _plain(inner) for key, inner in value.items()}
+        elif hasattr(value, "__dataclass_fields__"):
+            result[name] = _plain(value)
+        elif value != default:
+            result[name] = value
     return result
+
+
+@cache
+def _defaults(record: type) -> tuple[tuple[str, Any], ...]:
+    """Names and defaults of a record's fields."""
+    return tuple((item.name, item.default) for item in fields(record))
 
 
 #: Fields that hold a record of their own.

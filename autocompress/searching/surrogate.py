@@ -28,6 +28,9 @@ STEPS = 25
 #: what is foretold, weight of a difference in one kind of choice, noise.
 AMPLITUDE, FORETOLD, WEIGHT, NOISE, DOUBT = -0.7, 0.0, -1.5, -1.5, 1.5
 
+#: Doubts that they stay within, so that nothing overflows while they are sought.
+FURTHEST = 4.0
+
 #: Added to the variance of each candidate, relative to that of all, so that equal ones can be told apart.
 JITTER = 1e-8
 
@@ -74,11 +77,13 @@ class Surrogate:
         apart = self._apart(self._choices, self._choices)
         if len(own) >= GROWN * self._fitted:
             self._settings = minimize(
-                lambda settings: self._posterior(settings, apart, own)[:2],
-                self._settings, jac=True, method="L-BFGS-B", options={"maxiter": STEPS},
+                self._posterior, self._settings, (apart, own), jac=True, method="L-BFGS-B",
+                options={"maxiter": STEPS},
+                bounds=[(one - FURTHEST * DOUBT, one + FURTHEST * DOUBT) for one in self._believed],
             ).x  # fmt: skip
             self._fitted = len(own)
-        self._factor, self._weights = self._posterior(self._settings, apart, own)[2:]
+        self._factor = self._kernel(self._settings, apart)[2]
+        self._weights = cho_solve((self._factor, True), own)
 
     def foretell(self, choices: Array, foretold: Array) -> tuple[Array, Array]:
         """Mean of what would be measured, and its standard deviation without noise, ``(candidates,)`` each."""
@@ -121,14 +126,19 @@ class Surrogate:
         amplitude, share, noise = np.exp(2 * settings[[0, 1, -1]])
         return float(amplitude), float(share), np.exp(settings[2:-1]), float(noise)
 
-    def _posterior(self, settings: Array, apart: Sequence[Array], own: Array) -> tuple[float, Array, Array, Array]:
-        """Negative logarithm of the posterior of settings, its gradient; the factor of the kernel, its weights."""
+    def _kernel(self, settings: Array, apart: Sequence[Array]) -> tuple[Array, Array, Array]:
+        """What differences in choices explain, what is foretold explains, and the factor of both with noise."""
         amplitude, share, weights, noise = self._unpacked(settings)
         near = amplitude * self._near(weights, apart)
         straight = share * np.outer(self._mean, self._mean)
         whole = near + straight
         whole[np.diag_indices_from(whole)] += noise + JITTER * (1 + amplitude + share)
-        factor = cholesky(whole, lower=True)
+        return near, straight, cholesky(whole, lower=True)
+
+    def _posterior(self, settings: Array, apart: Sequence[Array], own: Array) -> tuple[float, Array]:
+        """Negative logarithm of the posterior of settings, and its gradient."""
+        _amplitude, _share, weights, noise = self._unpacked(settings)
+        near, straight, factor = self._kernel(settings, apart)
         inverse = cho_solve((factor, True), np.eye(len(own)))
         solved = inverse @ own
         off = (settings - self._believed) / DOUBT
@@ -143,7 +153,7 @@ class Surrogate:
                 noise * np.trace(slopes),
             ]
         )
-        return float(value), gradient + off / DOUBT, factor, solved
+        return float(value), gradient + off / DOUBT
 
 
 def expected_gains(front: Array, corner: tuple[float, float], places: Array, means: Array, spreads: Array) -> Array:
