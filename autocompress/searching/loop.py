@@ -5,7 +5,6 @@ Who proposes is the strategy's affair: `staged`, `joint` (seeds, then what the s
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,15 +12,15 @@ from pathlib import Path
 from typing import Protocol
 
 from autocompress.budgets import Budgets
-from autocompress.errors import AutocompressError, StorageError
+from autocompress.errors import AutocompressError
 from autocompress.export.folder import INTEGERS
 from autocompress.front import Front, fits
 from autocompress.objectives import USUAL, Objectives
-from autocompress.pipeline import measure_again, score_artifact
 from autocompress.plan import Plan
 from autocompress.records import Origin, Part, Trial, append_line
 from autocompress.searching.controller import Controller, Proposal, Sampler, typical_seconds
 from autocompress.searching.findings import found_by, keep_found
+from autocompress.searching.grading import Grading
 from autocompress.searching.mixed import make_solver
 from autocompress.searching.parts import drawn_from
 from autocompress.searching.prepare import LOSS_SHARE, make_staged
@@ -38,15 +37,6 @@ from autocompress.workshop import Workshop
 
 #: Stands where a trial answers no proposal of the controller.
 NO_PROPOSAL = -1
-
-#: Share of the time budget that the finalists may take at most.
-FINAL_SHARE = 0.25
-
-#: A finalist is believed to take so many times what timing a candidate does, in fresh processes, and so many seconds.
-FRESH, FRESH_S = 4.0, 2.0
-
-#: Times that the front is graded anew, because some of it does not keep the budgets on the confirm part.
-FINAL_ROUNDS = 4
 
 #: Why a search ends whose strategy has nothing more to propose.
 EXHAUSTED = {
@@ -111,8 +101,14 @@ class Loop:
     under_way: int = 0
     stages: Stages = field(default_factory=Stages)
     _front: Front | None = field(default=None, init=False, repr=False)
-    _graded_s: list[float] = field(default_factory=list, init=False, repr=False)
     _bare: set[str] = field(default_factory=set, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """What grades the finalists, and foretells how long that takes."""
+        self.grading = Grading(
+            self.shop, self.budget_s, lambda: self.elapsed_s, lambda: self.front, self._keep_graded,
+            lambda text: self.watcher.say(text),
+        )  # fmt: skip
 
     @property
     def front(self) -> Front:
@@ -147,7 +143,7 @@ class Loop:
             keep_found(found, self.shop.root, self.watcher.say)
         if self.only in (None, "finalists"):
             self.announce("finalists")
-            self._grade_finalists()
+            self.grading.run(alone=self.only is not None)
         self._tell(self.stages.end(self.elapsed_s, self.front.hypervolume()))
         self.search_s += time.perf_counter() - begun
         return reason
@@ -230,8 +226,10 @@ class Loop:
             return None, f"{self.max_trials} candidates were allowed"
         if self.stages.stagnates and self.space.rules.strategy != "staged":
             return None, self.stages.stagnation
-        finals_s = 0.0 if self.only else self._final_seconds()
-        left_s = self.budget_s - self.elapsed_s - finals_s - self.under_way * self._mean_seconds("measure")
+        finals_s = 0.0 if self.only else self.grading.needed_s()
+        done = self.front.measured
+        timing_s = sum(trial.seconds.get("measure", 0.0) for trial in done) / max(len(done), 1)
+        left_s = self.budget_s - self.elapsed_s - finals_s - self.under_way * timing_s
         proposal = proposer.ask(left_s) if left_s > 0 else None
         if proposal is None:
             if isinstance(proposer, Staged) and proposer.stagnated:
@@ -322,67 +320,9 @@ class Loop:
                 weights.unlink()
                 (folder / INTEGERS).unlink(missing_ok=True)
 
-    def _final_seconds(self) -> float:
-        """Seconds that the finalists will take, judged by the candidates so far."""
-        if not any(trial.measured for trial in self.trials):
-            return 0.0
-        return min((len(self.front.points) + 2) * self._grading_seconds(), FINAL_SHARE * self.budget_s)
-
-    def _grading_seconds(self) -> float:
-        """Seconds that one finalist takes: as those of this session did, before there are any by the candidates."""
-        if self._graded_s:
-            return sum(self._graded_s) / len(self._graded_s)
-        share = len(self.shop.task.test) / len(self.shop.task.validation)
-        return FRESH * self._mean_seconds("measure") + share * self._mean_seconds("score") + FRESH_S
-
-    def _mean_seconds(self, stage: str) -> float:
-        """Mean seconds that a stage took in the candidates so far; 0 for none."""
-        done = [t for t in self.trials if t.measured]
-        return sum(t.seconds.get(stage, 0.0) for t in done) / max(len(done), 1)
-
-    def _grade_finalists(self) -> None:
-        """Report-tier latency in fresh processes, and the test split once, for the front and the references.
-
-        From then on a finalist is held against the budgets by the confirm part of validation.
-        """
-        begun_s, graded = self.elapsed_s, set[str]()
-        limit_s = self.budget_s - begun_s if self.only else FINAL_SHARE * self.budget_s
-        for turn in itertools.count(-1):
-            finalists = {t.fingerprint: t for t in self.front.references}
-            if turn >= 0:  # what the references took tells how many more there is the time for
-                points = self.front.affordable(limit_s / self._grading_seconds() - len(finalists))
-                finalists.update({t.fingerprint: t for t in points})
-            waiting = [trial for name, trial in finalists.items() if name not in graded]
-            for place, trial in enumerate(waiting):
-                late = self.elapsed_s - begun_s > limit_s
-                if (turn > 0 or self.only) and (late or turn == FINAL_ROUNDS):
-                    why = "their share of the time is spent" if late else f"after {turn} rounds"
-                    others = " now that others do not keep the budgets on the confirm part" if turn > 0 else ""
-                    self.watcher.say(f"grading stops, {why}: {len(waiting) - place} more stand on the front{others}")
-                    return
-                graded.add(trial.fingerprint)
-                if self.only or not trial.graded:
-                    self._grade(trial)
-            if not waiting and turn >= 0:
-                left = len({t.fingerprint for t in self.front.points} - graded)
-                if left:
-                    self.watcher.say(f"graded is what adds most to the front: there is no time for {left} more")
-                return
-
-    def _grade(self, trial: Trial) -> None:
-        assert trial.artifact is not None
-        begun = time.perf_counter()
-        try:
-            latency = measure_again(trial, self.shop)
-            test = score_artifact(trial.artifact, self.shop, self.shop.task.test)
-        except StorageError:
-            raise
-        except Exception as fault:  # what the search measured stays; the next run tries again
-            self.watcher.say(f"final grading of {trial.fingerprint} failed: {type(fault).__name__}: {fault}")
-            return
-        self._graded_s.append(time.perf_counter() - begun)
-        self.worked_s += self._graded_s[-1]
-        self._record(self._judge(trial.replace(latency=latency, quality_test=test.value), "confirm"))
+    def _keep_graded(self, trial: Trial, seconds: float) -> None:
+        self.worked_s += seconds
+        self._record(self._judge(trial, "confirm"))
         self.stages.candidate(self.front.hypervolume())
         self.announce("finalists")
 

@@ -17,7 +17,8 @@ from autocompress.budgets import Budgets, Drop
 from autocompress.plan import Plan
 from autocompress.records import Trial, read_trials, write_scores
 from autocompress.run import final_front
-from autocompress.searching import loop as searching
+from autocompress.searching import grading as searching
+from autocompress.searching.grading import Grading
 from autocompress.searching.loop import Loop
 from autocompress.searching.status import Silent
 from autocompress.tasks.task import ACCURACY
@@ -174,7 +175,7 @@ def test_of_a_long_front_as_many_are_graded_as_there_is_the_time_for(
     many = [make_trial(i, 0.1 + 0.01 * i, 0.8 + 0.004 * i, quality_confirm=0.9) for i in range(1, 21)]
     loop = loop_of(tmp_path, [trials[DENSE], *many], Budgets())
     loop.watcher = listener = Listener()
-    monkeypatch.setattr(Loop, "_grading_seconds", lambda _self: 1.2)
+    monkeypatch.setattr(Grading, "each_s", lambda _self: 1.2)
     assert len(loop.front.points) == 21
     loop.run()
     assert len(graded) == len(set(graded)) == 11
