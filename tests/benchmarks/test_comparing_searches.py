@@ -23,8 +23,12 @@ def run(*found, **more):
     return run_of(values(*found, **more))
 
 
-def line(method, seed, *found, task="digits", **more):
-    return {"case": {"task": task, "method": method, "seed": seed}, "values": values(*found, **more)}
+def line(method, seed, *found, task="digits", cpu="one", **more):
+    return {
+        "case": {"task": task, "method": method, "seed": seed},
+        "values": values(*found, **more),
+        "environment": {"machine": {"cpu": cpu}},
+    }
 
 
 HALF, THIRD = math.exp(-1), math.exp(-2)  # one and two units left of the reference
@@ -137,8 +141,17 @@ def test_median_attainment_is_what_half_of_the_runs_dominate():
 
 def test_what_two_evaluators_graded_is_not_compared():
     lines = [line("staged", 0, table="a"), line("nsga2", 0, table="b")]
-    with pytest.raises(SystemExit, match="2 evaluators"):
+    with pytest.raises(SystemExit, match="digits, seed 0: lines of 2 evaluators"):
         runs_of(lines, "digits")
+    with pytest.raises(SystemExit, match="seed 0"):
+        runs_of([line("staged", 0, cpu="this"), line("nsga2", 0, cpu="that")], "digits")
+
+
+def test_another_seed_may_be_of_another_machine():
+    every = [line(name, seed, table=f"of {seed}", cpu=f"of {seed}") for name in ("staged", "nsga2") for seed in (0, 1)]
+    assert {name: sorted(seeds) for name, seeds in runs_of(every, "digits").items()} == {
+        "staged": [0, 1], "nsga2": [0, 1],
+    }  # fmt: skip
 
 
 def test_the_table_has_a_row_per_method_and_pastes_as_markdown():
