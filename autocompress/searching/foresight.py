@@ -21,7 +21,7 @@ from autocompress.space import Values
 Array = NDArray[np.float64]
 
 #: Measured candidates that are learned from, the last ones and those of the front.
-MOST = 400
+MOST = 300
 
 #: Measured candidates below which nothing is foreseen.
 LEAST = 24
