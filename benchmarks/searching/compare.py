@@ -26,7 +26,7 @@ SEEDED = ("nsga2-uniform", "nsga2-knapsack")
 #: Hypervolumes that differ by less are the same.
 SAME = 1e-9
 
-COLOURS = ("#2563eb", "#94a3b8", "#a855f7", "#d97706", "#0d9488", "#dc2626", "#65a30d", "#0891b2", "#db2777")
+COLOURS = ("#2563eb", "#94a3b8", "#a855f7", "#d97706", "#0d9488", "#dc2626", "#65a30d", "#111827", "#db2777")
 CHROMIUM = "/usr/bin/chromium"
 
 
@@ -39,6 +39,7 @@ class Run:
         volumes: of all that was found until then, in (ln latency ratio, quality) up to the reference, ``(n,)``.
         points: latency ratio and quality of all that was found, ``(candidates, 2)``.
         maximize: whether more quality is better.
+        worst: quality of the reference, below which nothing counts.
         prepared_s: of `spent_s`, what went into bank and losses before the first proposal.
         spent_s: the whole clock.
     """
@@ -47,6 +48,7 @@ class Run:
     volumes: NDArray[np.float64]
     points: NDArray[np.float64]
     maximize: bool
+    worst: float
     prepared_s: float
     spent_s: float
 
@@ -79,7 +81,10 @@ def run_of(values: Mapping) -> Run:
             seconds.append(second)
             volumes.append(volume)
     points = np.array([(ratio, quality) for _second, ratio, quality in values["found"]]).reshape(-1, 2)
-    return Run(np.array(seconds), np.array(volumes), points, directions[1], values["prepared_s"], values["spent_s"])
+    return Run(
+        np.array(seconds), np.array(volumes), points, directions[1], values["reference"][1],
+        values["prepared_s"], values["spent_s"],
+    )  # fmt: skip
 
 
 #: Runs by method and seed.
@@ -172,14 +177,16 @@ def curve(found: Sequence[Run]) -> dict:
 
 
 def fronts(runs: Runs) -> dict[str, NDArray[np.float64]]:
-    """Median attainment of each method over its seeds ``(n, 2)``, fast to slow: latency ratio, quality."""
+    """Median attainment of each method over its seeds ``(n, 2)``, fast to slow: latency ratio, quality that counts."""
     found = {}
     for name, seeds in runs.items():
         sign = -1 if next(iter(seeds.values())).maximize else 1  # moocore's is for minima alone
         points = [run.points * (1, sign) for run in seeds.values()]
+        worst = max(sign * run.worst for run in seeds.values())
         sets = np.repeat(np.arange(1, len(points) + 1), [len(own) for own in points])
         surface = moocore.eaf(np.vstack(points), sets=sets, percentiles=[50])
         surface = surface[np.argsort(surface[:, 0])]
+        surface = surface[surface[:, 1] <= worst]
         found[name] = surface[:, :2] * (1, sign)
     return found
 
