@@ -98,7 +98,8 @@ class Staged:
         self._values: dict[str, Values] = {}
         self._front: list[Expected] | None = None
         self._fresh, self._begun = math.inf, False
-        self._made = self._turn = self._solved = self._offered = 0
+        self._made = self._turn = self._offered = 0
+        self._solved = sum(trial.origin == "solved" for trial in trials)
         self._exhausted = knapsack is None
         self._refining: Refining | None = None
         if knapsack is not None:
@@ -225,10 +226,10 @@ class Staged:
             self._begun = True
             self._teller.stage("solve")
             self._begin()
-            for origin, values in self._corners[:FIRST]:
-                if self._time_for_untrained(clock, share):
+            for _ in range(FIRST):
+                if self._corners and self._time_for_untrained(clock, share):
+                    origin, values = self._corners.pop(0)
                     yield from self._propose(values, origin)
-            del self._corners[:FIRST]
             self._teller.say(expectation(self._expected(knapsack)))
         elif self._turn:
             self._teller.stage("refine")

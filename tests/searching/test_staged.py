@@ -690,6 +690,15 @@ def test_a_search_that_was_recovering_goes_on_with_it(world, journal):
     assert all(t.rung for t in rest)
 
 
+def test_a_search_that_solved_enough_goes_on_refining(world, journal, monkeypatch):
+    monkeypatch.setattr(module, "SOLVED", 4)
+    made = world(STRUCTURE)
+    before = made.follow(made.staged(journal), most=3)
+    before += made.follow(made.staged(journal), most=8)
+    assert sum(trial.origin == "solved" for trial in before) == 4
+    assert all(trial.origin != "solved" for trial in made.follow(made.staged(journal), most=6))
+
+
 def test_resumed_refinements_know_their_parents(world, journal):
     made = world(STRUCTURE)
     made.follow(made.staged(journal), most=30)
