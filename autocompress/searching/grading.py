@@ -76,10 +76,14 @@ class Grading:
             self._grade(trial, graded, alone)
         room = len(graded)
         for turn in itertools.count():
-            points = self._front().affordable(limit_s / self.each_s() - room)
-            waiting = [trial for trial in points if trial.fingerprint not in graded]
+            front = self._front()
+            # timed again, another int8 trial may be the best of them, and so a reference
+            finalists = {
+                t.fingerprint: t for t in (*front.references, *front.affordable(limit_s / self.each_s() - room))
+            }
+            waiting = [trial for name, trial in finalists.items() if name not in graded]
             if not waiting:
-                left = len({trial.fingerprint for trial in self._front().points} - graded)
+                left = len({trial.fingerprint for trial in front.points} - graded)
                 if left:
                     self._say(f"graded is what adds most to the front: there is no time for {left} more")
                 return

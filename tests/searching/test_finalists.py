@@ -119,6 +119,27 @@ def test_dense_on_the_front_is_graded_once(tmp_path: Path, trials: list[Trial], 
     assert graded == [DENSE, NEXT]
 
 
+def test_the_reference_that_is_the_best_once_another_is_timed_again_is_graded_too(
+    tmp_path: Path, trials: list[Trial], graded: list[int], make_trial: MakeTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two uniform int8 trials, both behind the front: the faster one turns out to be the slower."""
+    int8 = [
+        make_trial(number, ratio, 0.7, quality_confirm=0.7, origin="uniform-int8")
+        for number, ratio in ((4, 0.70), (5, 0.72))
+    ]
+    loop = loop_of(tmp_path, [trials[DENSE], trials[NEXT], *int8], Budgets())
+    time_again = searching.measure_again
+
+    def slower(trial: Trial, shop: Any) -> Any:
+        latency = time_again(trial, shop)
+        return replace(latency, ratio_best_dense=0.8) if trial.number == 4 else latency
+
+    monkeypatch.setattr(searching, "measure_again", slower)
+    loop.run()
+    assert sorted(graded) == [DENSE, NEXT, 4, 5]
+    assert [trial.number for trial in loop.front.references] == [DENSE, 5]
+
+
 def test_finalists_alone_are_graded_anew_within_their_own_time(
     tmp_path: Path, trials: list[Trial], graded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
