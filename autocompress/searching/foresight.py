@@ -97,9 +97,7 @@ class Foresight:
             self._rows, self._believed, self._known = {}, self._knapsack.kl, 0
         if len(trials) == self._known:
             return len(self._rows) >= LEAST
-        usable = [t for t in trials.values() if t.measured and t.rung == 0 and t.fingerprint in self._values]
-        ahead = [trial for trial in self._seen.front() if trial.fingerprint in self._values]
-        chosen = list({trial.fingerprint: trial for trial in [*usable[-MOST:], *ahead]}.values())
+        chosen = [trial for trial in self._seen.learned_from(MOST) if trial.fingerprint in self._values]
         if len(chosen) < LEAST:
             return False
         rows = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from autocompress.errors import StorageError
 from autocompress.front import Front
@@ -59,7 +59,8 @@ class Grading:
         if self._took_s:
             return sum(self._took_s) / len(self._took_s)
         share = len(self._shop.task.test) / len(self._shop.task.validation)
-        return FRESH * self._mean_seconds("measure") + share * self._mean_seconds("score") + FRESH_S
+        done = self._front().measured
+        return FRESH * mean_seconds(done, "measure") + share * mean_seconds(done, "score") + FRESH_S
 
     def run(self, alone: bool = False) -> None:
         """Grade: report-tier latency in fresh processes, and the test split once.
@@ -116,7 +117,7 @@ class Grading:
         self._took_s.append(time.perf_counter() - begun)
         self._keep(trial.replace(latency=latency, quality_test=test.value), self._took_s[-1])
 
-    def _mean_seconds(self, stage: str) -> float:
-        """Mean seconds that a stage took in the candidates so far; 0 for none."""
-        done = self._front().measured
-        return sum(trial.seconds.get(stage, 0.0) for trial in done) / max(len(done), 1)
+
+def mean_seconds(trials: Sequence[Trial], stage: str) -> float:
+    """Mean seconds that a stage took in some candidates; 0 for none."""
+    return sum(trial.seconds.get(stage, 0.0) for trial in trials) / max(len(trials), 1)

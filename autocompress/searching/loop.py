@@ -20,7 +20,7 @@ from autocompress.plan import Plan
 from autocompress.records import Origin, Part, Trial, append_line
 from autocompress.searching.controller import Controller, Proposal, Sampler, typical_seconds
 from autocompress.searching.findings import found_by, keep_found
-from autocompress.searching.grading import Grading
+from autocompress.searching.grading import Grading, mean_seconds
 from autocompress.searching.mixed import make_solver
 from autocompress.searching.parts import drawn_from
 from autocompress.searching.prepare import LOSS_SHARE, make_staged
@@ -227,8 +227,7 @@ class Loop:
         if self.stages.stagnates and self.space.rules.strategy != "staged":
             return None, self.stages.stagnation
         finals_s = 0.0 if self.only else self.grading.needed_s()
-        done = self.front.measured
-        timing_s = sum(trial.seconds.get("measure", 0.0) for trial in done) / max(len(done), 1)
+        timing_s = mean_seconds(self.front.measured, "measure")
         left_s = self.budget_s - self.elapsed_s - finals_s - self.under_way * timing_s
         proposal = proposer.ask(left_s) if left_s > 0 else None
         if proposal is None:

@@ -10,7 +10,6 @@ import numpy as np
 from autocompress.objectives import amount
 from autocompress.records import Origin, Trial
 from autocompress.searching.controller import Controller, Proposal
-from autocompress.searching.expected import Expected
 from autocompress.searching.foresight import Foresight
 from autocompress.searching.knapsack import Knapsack
 from autocompress.searching.seen import Seen, ratio_of
@@ -122,9 +121,6 @@ class Refining:
         usual_s = max(sum(spent_s for _gains, spent_s in self._found.values()) / count, TINY)
         return (gains + BELIEVED * usual) / (spent_s + BELIEVED * usual_s)
 
-    def _expected(self, found: Expected | None) -> Proposal | None:
-        return None if found is None else self._make(found.values, "refined")
-
     def _resolved(self) -> Proposal | None:
         """The program's choice at a latency within the front, by the losses that are believed or others near them."""
         knapsack = self._knapsack
@@ -135,7 +131,8 @@ class Refining:
         if not seconds:
             return None
         low, high = math.log(min(seconds)), math.log(max(seconds))
-        return self._expected(knapsack.at(math.exp(draw.uniform(low, high)), kl, self._drawn_amounts()))
+        found = knapsack.at(math.exp(draw.uniform(low, high)), kl, self._drawn_amounts())
+        return None if found is None else self._make(found.values, "refined")
 
     def _drawn_amounts(self) -> dict[str, float]:
         """A limit on one further objective, drawn within what the front spans; half of the time none."""

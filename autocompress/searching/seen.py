@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
@@ -184,6 +185,11 @@ class Seen:
         if self._front is None:
             self._front = self._nondominated([t for t in self.trials.values() if t.rung == 0 and t.measured])
         return self._front
+
+    def learned_from(self, most: int) -> list[Trial]:
+        """Measured candidates without recovery that tell of others: the front, and the last so many."""
+        last = [self.trials[name] for name in itertools.islice(reversed(self.spots), most)]
+        return list({trial.fingerprint: trial for trial in [*self.front(), *reversed(last)]}.values())
 
     def _nondominated(self, trials: list[Trial]) -> list[Trial]:
         mask = nondominated([self.judge.objectives.values(trial) for trial in trials], self.judge.directions)

@@ -278,9 +278,8 @@ class Staged:
         often = REFIT_EVERY if self._solved < SOLVED else REFINED_EVERY
         if self._fresh < max(often, REFIT_SHARE * len(self._seen.spots)):
             return
-        every = [trial for trial in self._seen.trials.values() if trial.measured and trial.rung == 0]
-        found = {trial.fingerprint: trial for trial in [*self._seen.front(), *every[-MOST_LEARNED:]]}
-        measured = [trial for trial in found.values() if trial.plan.learn is None]  # what is learned says no shapes
+        found = self._seen.learned_from(MOST_LEARNED)
+        measured = [trial for trial in found if trial.plan.learn is None]  # what is learned says no shapes
         knapsack.learn_seconds([(trial.plan, knapsack.dense_s * own_ratio(trial)) for trial in measured])
         known = [trial for trial in measured if trial.fingerprint in self._values]
         knapsack.learn_losses(
