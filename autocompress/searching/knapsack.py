@@ -151,16 +151,15 @@ class Knapsack:
     def _touched(self) -> dict[str, frozenset[str]]:
         return {name: touched_layers(name, self.space) for name in self.parts.chosen}
 
-    def front(self, points: int, kl: Mapping[str, Sequence[float]] | None = None) -> list[Expected]:
+    def front(self, points: int) -> list[Expected]:
         """The best choices at budgets evenly spaced in log seconds, fast to slow, over all shared combinations.
 
         Args:
             points: budgets for each combination.
-            kl: losses to believe in place of the knapsack's own.
         """
         found: list[Expected] = []
         for number in range(len(self.parts.shared)):
-            errors, costs, values = self._program(number, kl or self.kl)
+            errors, costs, values = self._program(number, self.kl)
             solved: dict[tuple[int, ...], None] = {}
             for limits in (self.limits, *self._levels(errors, costs)):
                 budgets = points if limits is self.limits else max(2, points // LEVELS)

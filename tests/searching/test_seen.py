@@ -47,3 +47,6 @@ def test_what_is_kept_up_is_what_is_found_anew(make_trial, maximize, objectives)
             untrained = [t for t in anew.trials.values() if t.rung == 0 and t.measured]
             takes = {t.fingerprint: (t.latency.ratio, *objectives.taken(t)) for t in untrained}
             assert kept.spots == takes
+            last = list(dict.fromkeys(t.fingerprint for t in reversed(known) if t.fingerprint in takes))
+            told = {t.fingerprint for t in kept.front()} | set(last[:20])
+            assert sorted(t.fingerprint for t in kept.learned_from(20)) == sorted(told)
