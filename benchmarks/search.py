@@ -13,7 +13,9 @@ precision on all layers.
 The clock is processor time of one thread, everything counted but the evaluator's own start: bank, losses of single
 choices, programs, learning rates, samplers, journals. NSGA-II and multivariate TPE run as long as `TASKS` says, every
 other method as long as staged. The hypervolume is that of (ln latency ratio, quality) up to a reference point that is
-fixed beforehand: 1.05 × the dense latency, and the dense error doubled, or 10 points more where that is further.
+fixed beforehand: 1.05 × the dense latency, and the dense error doubled, or 10 points more where that is further. The
+best of many candidates are lucky on the samples that chose them: so the last front is graded once more, after all is
+over, on the test split and what is left of validation, and the table has the hypervolume of that beside the other.
 
 A line per method and seed is added to benchmarks/results/search.jsonl, what is there is not run again, and processes
 started alike share the work. `--show` prints the tables and writes summary.json, environment.json, curves.json and

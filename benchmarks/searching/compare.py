@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
-from autocompress.pareto import hypervolume, log_ratio, nondominated
+from autocompress.pareto import hypervolume, log_ratio, nondominated, reference_point
 from autocompress.records import write_atomic, write_json
 
 #: Points of each curve that are kept, evenly in the logarithm of the seconds, from the first one on.
@@ -42,6 +42,7 @@ class Run:
         worst: quality of the reference, below which nothing counts.
         prepared_s: of `spent_s`, what went into bank and losses before the first proposal.
         spent_s: the whole clock.
+        fresh: hypervolume of its last front as graded on samples that no search saw; nan where it was not.
     """
 
     seconds: NDArray[np.float64]
@@ -51,6 +52,7 @@ class Run:
     worst: float
     prepared_s: float
     spent_s: float
+    fresh: float
 
     @property
     def final(self) -> float:
@@ -83,8 +85,17 @@ def run_of(values: Mapping) -> Run:
     points = np.array([(ratio, quality) for _second, ratio, quality in values["found"]]).reshape(-1, 2)
     return Run(
         np.array(seconds), np.array(volumes), points, directions[1], values["reference"][1],
-        values["prepared_s"], values["spent_s"],
+        values["prepared_s"], values["spent_s"], fresh_volume(values),
     )  # fmt: skip
+
+
+def fresh_volume(values: Mapping) -> float:
+    """Hypervolume of the last front, each member graded anew on samples that no search saw, as dense is."""
+    if "fresh" not in values:
+        return math.nan
+    maximize = bool(values["maximize"])
+    points = [(log_ratio(one["ratio"]), one["fresh_quality"]) for one in values["front"]]
+    return hypervolume(points, reference_point(values["fresh"]["dense_quality"], maximize), [False, maximize])
 
 
 #: Runs by method and seed.
@@ -155,11 +166,15 @@ def record(task: str, name: str, runs: Runs) -> dict:
         "time_to_target_ratio_without_bank": median([max(0.0, a - b) / c for a, b, c in spans]) if told else None,
         "hypervolume_staged": median([ours[s].final for s in seeds]),
         "hypervolume_baseline": median([theirs[s].final for s in seeds]),
+        "hypervolume_fresh_staged": median([ours[s].fresh for s in seeds]),
+        "hypervolume_fresh_baseline": median([theirs[s].fresh for s in seeds]),
     }
 
 
 def median(values: Sequence[float]) -> float | None:
-    """None for none, and where it is no finite number: more than half never got there."""
+    """None for none, and where it is no finite number: more than half never got there, or one is not known."""
+    if any(math.isnan(one) for one in values):
+        return None
     found = sorted(values)[(len(values) - 1) // 2 : len(values) // 2 + 1]
     return round(sum(found) / len(found), 5) if found and math.isfinite(found[-1]) else None
 
@@ -198,6 +213,7 @@ HEADS = (
     "candidates",
     "hypervolume (range)",
     "staged has",
+    "fresh samples",
     "time to target",
     "without bank",
 )
@@ -209,6 +225,7 @@ def rows(task: str, runs: Runs) -> list[tuple[str, ...]]:
     for name, found in runs.items():
         line = record(task, name, runs)
         finals = [run.final for run in found.values()]
+        fresh = median([run.fresh for run in found.values()])
         ours, theirs = line["hypervolume_staged"], line["hypervolume_baseline"]
         made.append(
             (
@@ -218,6 +235,7 @@ def rows(task: str, runs: Runs) -> list[tuple[str, ...]]:
                 f"{np.median([len(run.points) for run in found.values()]):.0f}",
                 f"{np.median(finals):.4f} ({min(finals):.4f}–{max(finals):.4f})",
                 f"{ours / theirs - 1:+.1%}" if ours and theirs and name != "staged" else "–",
+                "–" if fresh is None else f"{fresh:.4f}",
                 *(shown(line[key], name) for key in ("time_to_target_ratio", "time_to_target_ratio_without_bank")),
             )
         )

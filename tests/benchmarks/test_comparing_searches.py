@@ -58,6 +58,14 @@ def test_at_is_what_was_known_by_then():
     assert [found.at(second) for second in (0.9, 1, 2.9, 3, math.inf)] == pytest.approx([0, 0.4, 0.4, 0.8, 0.8])
 
 
+def test_a_front_is_graded_anew_against_what_dense_has_on_fresh_samples():
+    # dense of 0.9 has its reference at 0.8, and 1.05 of its latency
+    members = [{"ratio": HALF, "fresh_quality": 0.9}, {"ratio": THIRD, "fresh_quality": 0.7}]
+    found = run_of({**values((1, HALF, 0.95)), "front": members, "fresh": {"samples": 9, "dense_quality": 0.9}})
+    assert found.fresh == pytest.approx((1 + math.log(1.05)) * 0.1)
+    assert math.isnan(run((1, HALF, 0.95)).fresh)
+
+
 def test_reached_is_the_first_second_with_as_much():
     found = run((1, HALF, 0.9), (3, THIRD, 0.9))
     assert [found.reached(v) for v in (0.0, 0.1, 0.4, 0.41, 0.8, 0.81)] == [0.0, 1, 1, 3, 3, math.inf]
@@ -100,6 +108,8 @@ def test_time_to_target_is_our_second_of_their_final_volume_over_all_their_secon
         "time_to_target_ratio_without_bank": 0.06,
         "hypervolume_staged": pytest.approx(0.8),
         "hypervolume_baseline": pytest.approx(0.8),
+        "hypervolume_fresh_staged": None,
+        "hypervolume_fresh_baseline": None,
     }
 
 
@@ -122,7 +132,7 @@ def test_only_seeds_that_both_have_are_compared():
 @pytest.mark.parametrize(
     ("given", "expected"),
     [([], None), ([1.0], 1.0), ([3.0, 1.0, 2.0], 2.0), ([1.0, 2.0], 1.5), ([1.0, math.inf], None),
-     ([1.0, 2.0, math.inf], 2.0), ([1.0, math.inf, math.inf], None)],
+     ([1.0, 2.0, math.inf], 2.0), ([1.0, math.nan, 2.0], None), ([1.0, math.inf, math.inf], None)],
 )  # fmt: skip
 def test_the_median_is_none_where_half_never_got_there(given, expected):
     assert median(given) == expected
@@ -158,7 +168,7 @@ def test_the_table_has_a_row_per_method_and_pastes_as_markdown():
     found = rows("digits", RUNS)
     assert [row[0] for row in found] == list(RUNS)
     assert found[1][-2:] == ("0.100", "0.060")
-    assert found[2][-2:] == ("–", "–")
+    assert found[2][-3:] == ("–", "–", "–")
     assert markdown(("a", "b"), [("1", "2")]) == "| a | b |\n| --- | ---: |\n| 1 | 2 |"
 
 
