@@ -15,7 +15,8 @@ choices, programs, learning rates, samplers, journals. NSGA-II and multivariate 
 other method as long as staged. The hypervolume is that of (ln latency ratio, quality) up to a reference point that is
 fixed beforehand: 1.05 × the dense latency, and the dense error doubled, or 10 points more where that is further. The
 best of many candidates are lucky on the samples that chose them: so the last front is graded once more, after all is
-over, on the test split and what is left of validation, and the table has the hypervolume of that beside the other.
+over, on the test split and what is left of validation, and the table has the hypervolume of that beside the other;
+and that of the front together with the one that divergence from dense tells, which luck has less hold of.
 
 A line per method and seed is added to benchmarks/results/search.jsonl, what is there is not run again, and processes
 started alike share the work. `--show` prints the tables and writes summary.json, environment.json, curves.json and

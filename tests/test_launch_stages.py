@@ -91,7 +91,7 @@ def test_a_warm_start_is_evaluated_first(
         assert {t.origin for t in rest[: len(expected)]} == {"warm-start"}
         assert yaml.safe_load((made.folder / "experiment.yaml").read_text())["warm_start"] == str(run.folder)
     other = autocompress.search(
-        example_task(), out=tmp_path / "solve", space="mixed-precision", hardware=HARDWARE, budget="10m", max_trials=5,
+        task, out=tmp_path / "solve", space="mixed-precision", hardware=HARDWARE, budget="10m", max_trials=5,
         warm_start=run.folder, watcher=(listener := Listener()),
     )  # fmt: skip
     untrained = {t.fingerprint for t in run.front.points if t.rung == 0}

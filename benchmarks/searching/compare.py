@@ -43,6 +43,7 @@ class Run:
         prepared_s: of `spent_s`, what went into bank and losses before the first proposal.
         spent_s: the whole clock.
         fresh: hypervolume of its last front as graded on samples that no search saw; nan where it was not.
+        fresh_both: the same of that front together with the one by divergence.
     """
 
     seconds: NDArray[np.float64]
@@ -53,6 +54,7 @@ class Run:
     prepared_s: float
     spent_s: float
     fresh: float
+    fresh_both: float
 
     @property
     def final(self) -> float:
@@ -85,16 +87,24 @@ def run_of(values: Mapping) -> Run:
     points = np.array([(ratio, quality) for _second, ratio, quality in values["found"]]).reshape(-1, 2)
     return Run(
         np.array(seconds), np.array(volumes), points, directions[1], values["reference"][1],
-        values["prepared_s"], values["spent_s"], fresh_volume(values),
+        values["prepared_s"], values["spent_s"], fresh_volume(values), fresh_volume(values, divergence=True),
     )  # fmt: skip
 
 
-def fresh_volume(values: Mapping) -> float:
-    """Hypervolume of the last front, each member graded anew on samples that no search saw, as dense is."""
-    if "fresh" not in values:
+def fresh_volume(values: Mapping, divergence: bool = False) -> float:
+    """Hypervolume of the last front, each member graded anew on samples that no search saw, as dense is.
+
+    Args:
+        values: of a line.
+        divergence: with those that are on the front by divergence from dense.
+    """
+    members = values["front"] if "fresh" in values else []
+    if not members or (divergence and any("by_divergence" not in one for one in members)):
         return math.nan
     maximize = bool(values["maximize"])
-    points = [(log_ratio(one["ratio"]), one["fresh_quality"]) for one in values["front"]]
+    points = [
+        (log_ratio(one["ratio"]), one["fresh_quality"]) for one in members if divergence or one.get("by_quality", True)
+    ]
     return hypervolume(points, reference_point(values["fresh"]["dense_quality"], maximize), [False, maximize])
 
 
@@ -168,6 +178,8 @@ def record(task: str, name: str, runs: Runs) -> dict:
         "hypervolume_baseline": median([theirs[s].final for s in seeds]),
         "hypervolume_fresh_staged": median([ours[s].fresh for s in seeds]),
         "hypervolume_fresh_baseline": median([theirs[s].fresh for s in seeds]),
+        "hypervolume_fresh_both_staged": median([ours[s].fresh_both for s in seeds]),
+        "hypervolume_fresh_both_baseline": median([theirs[s].fresh_both for s in seeds]),
     }
 
 
@@ -214,6 +226,7 @@ HEADS = (
     "hypervolume (range)",
     "staged has",
     "fresh samples",
+    "with divergence",
     "time to target",
     "without bank",
 )
@@ -225,7 +238,7 @@ def rows(task: str, runs: Runs) -> list[tuple[str, ...]]:
     for name, found in runs.items():
         line = record(task, name, runs)
         finals = [run.final for run in found.values()]
-        fresh = median([run.fresh for run in found.values()])
+        fresh = [median([run.fresh for run in found.values()]), median([run.fresh_both for run in found.values()])]
         ours, theirs = line["hypervolume_staged"], line["hypervolume_baseline"]
         made.append(
             (
@@ -235,7 +248,7 @@ def rows(task: str, runs: Runs) -> list[tuple[str, ...]]:
                 f"{np.median([len(run.points) for run in found.values()]):.0f}",
                 f"{np.median(finals):.4f} ({min(finals):.4f}–{max(finals):.4f})",
                 f"{ours / theirs - 1:+.1%}" if ours and theirs and name != "staged" else "–",
-                "–" if fresh is None else f"{fresh:.4f}",
+                *("–" if one is None else f"{one:.4f}" for one in fresh),
                 *(shown(line[key], name) for key in ("time_to_target_ratio", "time_to_target_ratio_without_bank")),
             )
         )

@@ -153,22 +153,36 @@ class Evaluator:
         return float(self.task.metric.score(logits, targets))
 
     def _front(self, done: list[Trial]) -> list[dict]:
-        """What is not dominated, fast to slow, as plans and in words."""
-        points = [(trial.latency.ratio, trial.quality) for trial in done]
-        best = [done[i] for i in np.flatnonzero(nondominated(points, [False, self.task.metric.maximize]))]
+        """What is not dominated in latency and quality, or in latency and divergence, fast to slow.
+
+        As plans and in words; of what is on the front by divergence alone, what is of use.
+        """
+        maximize, worst = self.task.metric.maximize, self.reference[1]
+        useful = [trial for trial in done if (trial.quality > worst if maximize else trial.quality < worst)]
+        by_quality, by_divergence = (
+            {trials[i].fingerprint for i in np.flatnonzero(nondominated(points, [False, more]))}
+            for trials, points, more in (
+                (done, [(trial.latency.ratio, trial.quality) for trial in done], maximize),
+                (useful, [(trial.latency.ratio, trial.divergence) for trial in useful], False),
+            )
+        )
         return [
             {
                 "second": round(trial.finished_s, 2),
                 "ratio": round(trial.latency.ratio, 5),
                 "quality": round(trial.quality, 5),
+                "divergence": round(trial.divergence, 5),
                 "fresh_quality": round(self._fresh_quality(self._assembled(trial.plan)), 5),
+                "by_quality": trial.fingerprint in by_quality,
+                "by_divergence": trial.fingerprint in by_divergence,
                 "origin": trial.origin,
                 "rung": trial.rung,
                 "fingerprint": trial.fingerprint,
                 "what": describe(trial.plan, self.table),
                 "plan": trial.plan.to_json(),
             }
-            for trial in sorted(best, key=lambda trial: trial.latency.ratio)
+            for trial in sorted(done, key=lambda trial: trial.latency.ratio)
+            if trial.fingerprint in by_quality | by_divergence
         ]
 
     def _logits(self, model: nn.Module) -> np.ndarray:

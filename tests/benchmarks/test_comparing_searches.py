@@ -63,7 +63,18 @@ def test_a_front_is_graded_anew_against_what_dense_has_on_fresh_samples():
     members = [{"ratio": HALF, "fresh_quality": 0.9}, {"ratio": THIRD, "fresh_quality": 0.7}]
     found = run_of({**values((1, HALF, 0.95)), "front": members, "fresh": {"samples": 9, "dense_quality": 0.9}})
     assert found.fresh == pytest.approx((1 + math.log(1.05)) * 0.1)
+    assert math.isnan(found.fresh_both)
     assert math.isnan(run((1, HALF, 0.95)).fresh)
+
+
+def test_the_front_by_divergence_is_graded_with_the_other():
+    members = [
+        {"ratio": THIRD, "fresh_quality": 0.85, "by_quality": True, "by_divergence": False},
+        {"ratio": HALF, "fresh_quality": 0.9, "by_quality": False, "by_divergence": True},
+    ]
+    found = run_of({**values((1, HALF, 0.95)), "front": members, "fresh": {"samples": 9, "dense_quality": 0.9}})
+    assert found.fresh == pytest.approx((2 + math.log(1.05)) * 0.05)
+    assert found.fresh_both == pytest.approx(found.fresh + (1 + math.log(1.05)) * 0.05)
 
 
 def test_reached_is_the_first_second_with_as_much():
@@ -110,6 +121,8 @@ def test_time_to_target_is_our_second_of_their_final_volume_over_all_their_secon
         "hypervolume_baseline": pytest.approx(0.8),
         "hypervolume_fresh_staged": None,
         "hypervolume_fresh_baseline": None,
+        "hypervolume_fresh_both_staged": None,
+        "hypervolume_fresh_both_baseline": None,
     }
 
 
@@ -168,7 +181,7 @@ def test_the_table_has_a_row_per_method_and_pastes_as_markdown():
     found = rows("digits", RUNS)
     assert [row[0] for row in found] == list(RUNS)
     assert found[1][-2:] == ("0.100", "0.060")
-    assert found[2][-3:] == ("–", "–", "–")
+    assert found[2][-4:] == ("–", "–", "–", "–")
     assert markdown(("a", "b"), [("1", "2")]) == "| a | b |\n| --- | ---: |\n| 1 | 2 |"
 
 
