@@ -5,6 +5,7 @@ Pure, no files.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,8 +21,11 @@ from autocompress.objectives import USUAL, Objectives
 from autocompress.pareto import hypervolume, most_telling, nondominated
 from autocompress.records import Part, Trial
 
-#: Points of a front that are graded whatever time they take.
+#: Trials that are graded whatever time they take.
 LEAST_GRADED = 8
+
+#: Divergence, in nats, up to which predictions are the same.
+SAME = 1e-9
 
 
 @dataclass(frozen=True)
@@ -90,14 +94,65 @@ class Front:
         """Feasible trials that no other dominates in the objectives, with validation quality; fast to slow."""
         return self._nondominated(self.feasible)
 
+    @cached_property
+    def closest(self) -> tuple[Trial, ...]:
+        """Feasible trials that are no points, but on the front with their divergence in quality's place; fast to slow.
+
+        The best of many by quality were lucky on the samples that chose them, and hide what loses less on others. How
+        far predictions are from the dense model's is a mean of figures, not of hits and misses: luck has less hold of
+        it. Left out is what is of no use: dense itself, and a quality at the worst corner of the hypervolume.
+        """
+        dense = self.dense
+        if dense is None:
+            return ()
+        worst = self.lost(self._corner[self._place], self.quality(dense))
+        useful = [
+            t
+            for t in self.feasible
+            if (t.divergence or 0.0) > 0 and self.lost(self.quality(t), self.quality(dense)) < worst
+        ]
+        figures = [self._by_divergence(self.objectives.values(t, self.part), t) for t in useful]
+        mask = nondominated(figures, self._directions)
+        chosen = {t.fingerprint for t, keep in zip(useful, mask, strict=True) if keep}
+        chosen -= {t.fingerprint for t in self.points}
+        return tuple(sorted((t for t in useful if t.fingerprint in chosen), key=_ratio))
+
+    @cached_property
+    def promising(self) -> tuple[Trial, ...]:
+        """What is worth grading: the points, and the closest beside them."""
+        return (*self.points, *self.closest)
+
     def affordable(self, count: float) -> tuple[Trial, ...]:
-        """The points to grade: of a longer front the `count` that add most hypervolume, at least `LEAST_GRADED`."""
-        points, dense, count = self.points, self.dense, max(count, LEAST_GRADED)
-        if dense is None or len(points) <= count:
-            return points
+        """The trials to grade: `count` of the promising at most, but at least `LEAST_GRADED`.
+
+        Of points and closest those that add most hypervolume, half of them each where there are enough of both.
+        """
+        dense, count = self.dense, int(min(max(count, LEAST_GRADED), len(self.promising)))
+        if dense is None or len(self.promising) <= count:
+            return self.promising
+        points, closest, corner = self.points, self.closest, self._corner
+        room = max(count - len(closest), min(len(points), (count + 1) // 2))
         places = [self.objectives.point(t, dense, self.part) for t in points]
-        corner = self.objectives.reference(self.quality(dense), self.maximize)
-        return tuple(points[i] for i in most_telling(places, corner, self._directions, int(count)))
+        chosen = [points[i] for i in most_telling(places, corner, self._directions, room)]
+        near = [self._by_divergence(self.objectives.point(t, dense, self.part), t) for t in closest]
+        furthest = self._by_divergence(corner, max(closest, key=lambda t: t.divergence or 0.0, default=dense))
+        left = most_telling(near, furthest, self._directions, count - len(chosen))
+        return (*chosen, *(closest[i] for i in left))
+
+    @property
+    def _corner(self) -> tuple[float, ...]:
+        """Worst corner of the hypervolume."""
+        assert self.dense is not None
+        return self.objectives.reference(self.quality(self.dense), self.maximize)
+
+    @property
+    def _place(self) -> int:
+        return self.objectives.names.index("quality")
+
+    def _by_divergence(self, figures: Sequence[float], trial: Trial) -> tuple[float, ...]:
+        """Figures of a trial with its divergence in quality's place, in logarithms, and turned as quality is."""
+        told = math.log(max(trial.divergence or 0.0, SAME)) * (-1 if self.maximize else 1)
+        return tuple(told if place == self._place else figure for place, figure in enumerate(figures))
 
     @cached_property
     def ties(self) -> dict[str, tuple[str, ...]]:
@@ -159,7 +214,7 @@ class Front:
         if dense is None:
             return 0.0
         points = [self.objectives.point(t, dense, self.part) for t in self.feasible]
-        return hypervolume(points, self.objectives.reference(self.quality(dense), self.maximize), self._directions)
+        return hypervolume(points, self._corner, self._directions)
 
     def drop(self, trial: Trial) -> float | None:
         """Validation quality lost against dense, in the metric's unit; positive is worse."""

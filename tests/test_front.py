@@ -321,3 +321,56 @@ def test_without_scores_or_before_the_end_nothing_is_tied(finished):
     assert Front(finished, True, scores=same).ties == {}
     assert Front(finished, True, final=True).ties == {}
     assert Front(finished, True, final=True, scores={finished[0].fingerprint: np.ones(50)}).ties == {}
+
+
+@pytest.fixture
+def lucky(make_trial):
+    """By luck the fast one is as good as dense, and hides one that answers as dense does; a broken one is no use."""
+    return (
+        make_trial(0, 1.0, 0.90, plan=Plan(), origin="dense", divergence=0.0),
+        make_trial(1, 0.5, 0.91, divergence=0.4),
+        make_trial(2, 0.6, 0.89, divergence=0.1),
+        make_trial(3, 0.7, 0.89, divergence=0.2),
+        make_trial(4, 0.3, 0.50, divergence=3.0),
+        make_trial(5, 0.4, 0.79, divergence=0.3),
+    )
+
+
+def test_what_answers_as_dense_does_is_promising_behind_a_lucky_one(lucky):
+    """Reference: quality 0.80, which 4 and 5 miss; of the others 2 alone is nearer to dense than all that is faster."""
+    front = Front(lucky, True)
+    assert numbers(front.points) == [4, 5, 1]
+    assert numbers(front.closest) == [2]
+    assert numbers(front.promising) == [4, 5, 1, 2]
+    assert front.affordable(math.inf) == front.promising
+
+
+def test_of_a_quality_that_is_minimized_the_closest_are_the_same(lucky):
+    turned = tuple(t.replace(quality=20 + 100 * (0.9 - t.quality) / 5) for t in lucky)  # the corner is at 24
+    assert numbers(Front(turned, False).closest) == [2]
+
+
+def test_without_divergences_the_points_alone_are_promising(lucky, trials):
+    unknown = tuple(t.replace(divergence=None) for t in lucky)
+    assert Front(unknown, True).promising == Front(unknown, True).points
+    assert Front(lucky[1:], True).closest == ()
+
+
+def test_what_is_over_a_budget_is_not_promising(lucky):
+    over = tuple(t.replace(state="INFEASIBLE") if t.number == 2 else t for t in lucky)
+    assert numbers(Front(over, True).closest) == [3]
+
+
+def test_points_and_closest_have_a_half_each_of_what_can_be_graded(make_trial):
+    """Twelve of each: the closest are slower and worse by quality than a point, but nearer to dense."""
+    dense = make_trial(0, 1.0, 0.90, plan=Plan(), origin="dense", divergence=0.0)
+    points = [make_trial(i, 0.2 + 0.01 * i, 0.85 + 0.001 * i, divergence=2 - 0.01 * i) for i in range(1, 13)]
+    closest = [make_trial(20 + i, 0.4 + 0.01 * i, 0.85, divergence=1 - 0.05 * i) for i in range(1, 13)]
+    front = Front((dense, *points, *closest), True)
+    assert (len(front.points), len(front.closest)) == (13, 12)
+    for count, expected in ((3, (4, 4)), (11, (6, 5)), (25, (13, 12))):
+        chosen = set(numbers(front.affordable(count)))
+        assert (len(chosen & set(range(13))), len(chosen - set(range(13)))) == expected
+    few = Front((dense, *points, *closest[:2]), True)
+    chosen = numbers(few.affordable(10))
+    assert (sum(n < 20 for n in chosen), sum(n > 20 for n in chosen)) == (8, 2)

@@ -52,7 +52,7 @@ class Grading:
         front = self._front()
         if not front.measured:
             return 0.0
-        return min((len(front.points) + 2) * self.each_s(), FINAL_SHARE * self._budget_s)
+        return min((len(front.promising) + 2) * self.each_s(), FINAL_SHARE * self._budget_s)
 
     def each_s(self) -> float:
         """Seconds that one finalist takes: as those of this session did, before there are any by the candidates."""
@@ -84,7 +84,7 @@ class Grading:
             }
             waiting = [trial for name, trial in finalists.items() if name not in graded]
             if not waiting:
-                left = len({trial.fingerprint for trial in front.points} - graded)
+                left = len({trial.fingerprint for trial in front.promising} - graded)
                 if left:
                     self._say(f"graded is what adds most to the front: there is no time for {left} more")
                 return
