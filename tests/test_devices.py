@@ -26,7 +26,7 @@ TIMING = "timing: {warmup_seconds: 0.01, block_seconds: 0.002, max_blocks: 7, re
 def searched(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("searched")
     (folder / "short.yaml").write_text(
-        "layers: [{match: '*', precision: [fp32, int8-dynamic]}]\ndistill: {steps: [0]}\n"
+        "layers: [{match: '*', precision: [fp32, int8-dynamic], rank: [1.0, 0.25]}]\ndistill: {steps: [0]}\n"
     )
     (folder / "here.yaml").write_text("runtime: onnxruntime\nthreads: 1\n" + TIMING)
     return autocompress.search(
