@@ -111,11 +111,8 @@ class Front:
             for t in self.feasible
             if (t.divergence or 0.0) > 0 and self.lost(self.quality(t), self.quality(dense)) < worst
         ]
-        figures = [self._by_divergence(self.objectives.values(t, self.part), t) for t in useful]
-        mask = nondominated(figures, self._directions)
-        chosen = {t.fingerprint for t, keep in zip(useful, mask, strict=True) if keep}
-        chosen -= {t.fingerprint for t in self.points}
-        return tuple(sorted((t for t in useful if t.fingerprint in chosen), key=_ratio))
+        points = {t.fingerprint for t in self.points}
+        return tuple(t for t in self._nondominated(useful, divergence=True) if t.fingerprint not in points)
 
     @cached_property
     def promising(self) -> tuple[Trial, ...]:
@@ -177,8 +174,12 @@ class Front:
         """Non-dominated measured trials, budgets left aside, fast to slow."""
         return self._nondominated(self.measured)
 
-    def _nondominated(self, trials: Sequence[Trial]) -> tuple[Trial, ...]:
-        mask = nondominated([self.objectives.values(t, self.part) for t in trials], self._directions)
+    def _nondominated(self, trials: Sequence[Trial], divergence: bool = False) -> tuple[Trial, ...]:
+        """Fast to slow; with `divergence`, that in quality's place."""
+        figures = [self.objectives.values(t, self.part) for t in trials]
+        if divergence:
+            figures = [self._by_divergence(own, t) for own, t in zip(figures, trials, strict=True)]
+        mask = nondominated(figures, self._directions)
         return tuple(sorted((t for t, keep in zip(trials, mask, strict=True) if keep), key=_ratio))
 
     @property
