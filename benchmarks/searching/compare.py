@@ -99,7 +99,7 @@ def fresh_volume(values: Mapping, divergence: bool = False) -> float:
         divergence: with those that are on the front by divergence from dense.
     """
     members = values["front"] if "fresh" in values else []
-    if not members or (divergence and any("by_divergence" not in one for one in members)):
+    if not members or (divergence and any("by_quality" not in one for one in members)):
         return math.nan
     maximize = bool(values["maximize"])
     points = [

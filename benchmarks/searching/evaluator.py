@@ -20,7 +20,8 @@ from autocompress.compressing.shape import shape
 from autocompress.distill import recover
 from autocompress.distill.teacher import TeacherCache
 from autocompress.errors import AutocompressError
-from autocompress.pareto import nondominated, reference_point
+from autocompress.front import Front
+from autocompress.pareto import reference_point
 from autocompress.pipeline import divergence
 from autocompress.plan import Plan, describe
 from autocompress.records import Latency, Origin, Trial
@@ -153,19 +154,10 @@ class Evaluator:
         return float(self.task.metric.score(logits, targets))
 
     def _front(self, done: list[Trial]) -> list[dict]:
-        """What is not dominated in latency and quality, or in latency and divergence, fast to slow.
-
-        As plans and in words; of what is on the front by divergence alone, what is of use.
-        """
-        maximize, worst = self.task.metric.maximize, self.reference[1]
-        useful = [trial for trial in done if (trial.quality > worst if maximize else trial.quality < worst)]
-        by_quality, by_divergence = (
-            {trials[i].fingerprint for i in np.flatnonzero(nondominated(points, [False, more]))}
-            for trials, points, more in (
-                (done, [(trial.latency.ratio, trial.quality) for trial in done], maximize),
-                (useful, [(trial.latency.ratio, trial.divergence) for trial in useful], False),
-            )
-        )
+        """What a search would grade, had it the time for all: as plans and in words, fast to slow."""
+        front = Front(tuple(done), self.task.metric.maximize)
+        points = {trial.fingerprint for trial in front.points}
+        members = {trial.fingerprint: trial for trial in (*front.promising, *front.references)}
         return [
             {
                 "second": round(trial.finished_s, 2),
@@ -173,16 +165,14 @@ class Evaluator:
                 "quality": round(trial.quality, 5),
                 "divergence": round(trial.divergence, 5),
                 "fresh_quality": round(self._fresh_quality(self._assembled(trial.plan)), 5),
-                "by_quality": trial.fingerprint in by_quality,
-                "by_divergence": trial.fingerprint in by_divergence,
+                "by_quality": trial.fingerprint in points,
                 "origin": trial.origin,
                 "rung": trial.rung,
                 "fingerprint": trial.fingerprint,
                 "what": describe(trial.plan, self.table),
                 "plan": trial.plan.to_json(),
             }
-            for trial in sorted(done, key=lambda trial: trial.latency.ratio)
-            if trial.fingerprint in by_quality | by_divergence
+            for trial in sorted(members.values(), key=lambda trial: trial.latency.ratio)
         ]
 
     def _logits(self, model: nn.Module) -> np.ndarray:
