@@ -17,6 +17,7 @@ from autocompress.cli import app
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BASH = [line for block in re.findall(r"```bash\n(.*?)```", README, flags=re.S) for line in block.splitlines()]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.S)
 
 
@@ -47,9 +48,10 @@ def test_shown_python_runs(tmp_path: Path) -> None:
     assert len(done.stdout.splitlines()) >= 1
 
 
-def test_files_that_it_links_to_exist() -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_pages_link_to_exist(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
 
 
 SHOWN = [(0, "SpaceRules"), (1, "HardwareProfile"), (2, "HardwareProfile")]
