@@ -129,7 +129,10 @@ def _loaded(hardware: str, *source: str | None) -> tuple[Any, Any]:
     from autocompress.tasks import TaskSource, load_task
 
     profile = load_profile(hardware)
-    return profile, load_task(TaskSource(*source), profile.workload.sequence_length, _tell)  # type: ignore[arg-type]
+    task = load_task(TaskSource(*source), profile.workload.sequence_length, _tell)  # type: ignore[arg-type]
+    for note in task.notes:
+        _tell(note)
+    return profile, task
 
 
 def _print_front(run: Any) -> None:
@@ -327,23 +330,27 @@ def report(run: RunArgument) -> None:
     print(Run.open(run).report())
 
 
+#: Exit code of a command that was interrupted from the keyboard.
+INTERRUPTED = 130
+
+
 def main() -> None:
     """Entry point: errors of autocompress become one message and an exit code."""
     try:
-        app(standalone_mode=False)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
+        code = app(standalone_mode=False)  # typer returns the code of an exit and of Ctrl-C, and None from a command
     except AutocompressError as fault:
         print(f"autocompress: {fault}", file=sys.stderr)
         sys.exit(fault.exit_code)
-    except KeyboardInterrupt:
-        print("autocompress: stopped; the same command resumes", file=sys.stderr)
-        sys.exit(130)
     except Exception as fault:
-        if hasattr(fault, "format_message"):  # click's usage errors
-            print(f"autocompress: {fault.format_message()}", file=sys.stderr)
-            sys.exit(2)
-        raise
+        if not hasattr(fault, "format_message"):
+            raise
+        message = fault.format_message()  # of click's usage errors; none where it has printed the help
+        if message:
+            print(f"autocompress: {message}", file=sys.stderr)
+        sys.exit(2)
+    if code == INTERRUPTED:
+        print("autocompress: stopped; the same command resumes", file=sys.stderr)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

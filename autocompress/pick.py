@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from autocompress.export.fresh import Graded, check_copy
 from autocompress.front import Front, front_entry
 from autocompress.measure.decoding import open_graded
 from autocompress.records import Trial, storage_errors, write_atomic, write_json
-from autocompress.runtimes import FILES, RUNTIMES, Session
+from autocompress.runtimes import FILES, RUNTIMES, Session, installed_runtimes
 
 #: Format to what is opened in a picked model's folder.
 FORMATS: Mapping[str, str] = {**{str(kind): name for kind, name in FILES.items()}, "transformers": "transformers"}
@@ -99,10 +101,12 @@ class Picked:
 
 
 def check_formats(names: Sequence[str]) -> tuple[str, ...]:
-    """The formats, each once; raises `ConfigError` naming what is unknown."""
+    """The formats, each once; raises `ConfigError` naming what is unknown, or cannot be written here."""
     for name in names:
         if name not in FORMATS:
             raise ConfigError(f"--format {name!r} is unknown{near(name, FORMATS)}")
+    if "openvino" in names and "openvino" not in installed_runtimes():
+        raise ConfigError("--format openvino: OpenVINO is not installed here; pip install autocompress[openvino]")
     return tuple(dict.fromkeys(names))
 
 
@@ -148,7 +152,7 @@ def write_pick(
         trial: measured.
         front: gives the dense figures.
         run: the run folder.
-        out: the folder to write; files of an earlier pick in it are replaced.
+        out: the folder to write; files of an earlier pick in it are replaced once all is made.
         experiment: resolved settings of the run.
         asked: budgets in words.
         formats: of `FORMATS`; by default the one that was graded.
@@ -166,55 +170,63 @@ def write_pick(
     if not graded.is_file():
         raise ConfigError(f"{graded} is gone from the run; search again to make it")
     with storage_errors(out):
-        _clear(out)
-        for name in ("weights.safetensors", "plan.json"):
-            if (graded.parent / name).is_file():  # float weights are kept of non-dominated candidates
-                shutil.copy2(graded.parent / name, out / name)
-        if (run / "processor").is_dir():
-            shutil.copytree(run / "processor", out, dirs_exist_ok=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        place = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        files = tuple(_write_files(trial, run, out, experiment, wanted))
-    except BaseException:
-        _clear(out)  # half a pick would be taken for somebody's files
-        raise
-    figures = front_entry(trial, front, trial in front.points)
-    resolved = experiment["resolved"]
-    write_json(
-        out / "card.json",
-        {
-            "task": resolved["task"],
-            "metric": resolved["metric"],
-            "runtime": trial.latency.runtime,
-            "threads": trial.latency.threads,
-            "inputs": resolved["inputs"],
-            "classes": resolved["classes"],
-            "asked": list(asked),
-            "figures": figures,
-            "files": [asdict(item) for item in files],
-        },
-    )
-    write_atomic(out / "README.md", _card(trial, front, out, resolved, asked, wanted))
+        files = _fill(place, trial, run, experiment, wanted)
+        figures = front_entry(trial, front, trial in front.points)
+        resolved = experiment["resolved"]
+        write_json(
+            place / "card.json",
+            {
+                "task": resolved["task"],
+                "metric": resolved["metric"],
+                "runtime": trial.latency.runtime,
+                "threads": trial.latency.threads,
+                "inputs": resolved["inputs"],
+                "classes": resolved["classes"],
+                "asked": list(asked),
+                "figures": figures,
+                "files": [asdict(item) for item in files],
+            },
+        )
+        write_atomic(place / "README.md", _card(trial, front, out, resolved, asked, wanted))
+        with storage_errors(out):
+            _replace(place, out)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
     return Picked(out, figures, files)
 
 
-def _clear(out: Path) -> None:
-    """Make the folder, without the files of an earlier pick."""
+def _replace(place: Path, out: Path) -> None:
+    """Move all that lies in a folder to where an earlier pick may lie; other files there stay."""
     out.mkdir(parents=True, exist_ok=True)
-    for name in (*FORMATS.values(), "model.bin", "weights.safetensors", "plan.json"):
+    made = {path.name for path in place.iterdir()}
+    for name in {*FORMATS.values(), "model.bin", "weights.safetensors", "plan.json", *made}:
         if (out / name).is_dir():
             shutil.rmtree(out / name)
         (out / name).unlink(missing_ok=True)
+    for name in sorted(made - {"card.json"}):
+        os.replace(place / name, out / name)
+    os.replace(place / "card.json", out / "card.json")  # last: by it a folder is known for a pick
 
 
-def _write_files(
-    trial: Trial, run: Path, out: Path, experiment: Mapping[str, Any], wanted: Sequence[str]
-) -> Iterator[PickedFile]:
-    """Write every wanted format and tell what lies there."""
+def _fill(
+    out: Path, trial: Trial, run: Path, experiment: Mapping[str, Any], wanted: Sequence[str]
+) -> tuple[PickedFile, ...]:
+    """Write the model in every wanted format, with what lies beside it, and tell what is there."""
     assert trial.artifact is not None
     assert trial.latency is not None
     artifact, latency = trial.artifact, trial.latency
     device = experiment["resolved"]["hardware"].get("device", "cpu")
     graded = Graded(run, run / artifact.path, artifact.sha256, latency.runtime, latency.threads, device)
+    with storage_errors(out):
+        for name in ("weights.safetensors", "plan.json"):
+            if (graded.file.parent / name).is_file():  # float weights are kept of non-dominated candidates
+                shutil.copy2(graded.file.parent / name, out / name)
+        if (run / "processor").is_dir():
+            shutil.copytree(run / "processor", out, dirs_exist_ok=True)
+    files = []
     for kind in wanted:
         if kind == artifact.format:
             deviation, compared = artifact.deviation, "torch"
@@ -228,7 +240,8 @@ def _write_files(
         for path in _files_of(kind, out):
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
             name = str(path.relative_to(out))
-            yield PickedFile(name, kind, path.stat().st_size, digest, deviation, compared)
+            files.append(PickedFile(name, kind, path.stat().st_size, digest, deviation, compared))
+    return tuple(files)
 
 
 def _files_of(kind: str, out: Path) -> list[Path]:

@@ -205,3 +205,19 @@ def test_a_full_disk_stops_with_a_remedy(
     code, _out, err = call(capsys, "search", *FLAGS, "--out", str(tmp_path / "run"))
     assert code == 2
     assert "1 MB left on the disk" in err
+
+
+def test_interrupted_command_says_so_and_fails(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    """A shell must not go on with `&&` after Ctrl-C."""
+
+    def interrupted(_folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("autocompress.run.Run.open", interrupted)
+    assert call(capsys, "front", "runs/x") == (130, "", "autocompress: stopped; the same command resumes\n")
+
+
+def test_command_line_alone_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call(capsys)
+    assert (code, err) == (2, "")
+    assert "search" in out

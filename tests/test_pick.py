@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 
 from autocompress.errors import ConfigError, ExportError, MeasureError
 from autocompress.front import Front, front_entry
-from autocompress.pick import load, snippet, write_pick
+from autocompress.pick import check_formats, load, snippet, write_pick
 from autocompress.plan import Plan
 from autocompress.runtimes import installed_runtimes
 
@@ -235,6 +235,28 @@ def test_unknown_formats_are_refused_before_anything_is_written(run, front, tria
     assert not (tmp_path / "p").exists()
     picked = write_pick(trials[1], front, run, tmp_path / "p", EXPERIMENT, [], ("onnx", "onnx"))
     assert len(picked.files) == 1
+
+
+def test_a_pick_that_fails_leaves_the_earlier_one_as_it_was(run, front, trials, tmp_path):
+    """And no folder where there was none: the corrected command must not find somebody's files there."""
+    (run / "processor").mkdir()
+    (run / "processor" / "tokenizer.json").write_text("{}")
+    write_pick(trials[1], front, run, tmp_path / "p", EXPERIMENT, [])
+    (tmp_path / "p" / "notes.txt").write_text("my own")
+    before = {name: (tmp_path / "p" / name).read_bytes() for name in files(tmp_path / "p")}
+    for out in ("p", "q"):
+        with pytest.raises(ConfigError, match="float weights"):
+            write_pick(trials[2], front, run, tmp_path / out, EXPERIMENT, [], ("transformers",))
+    assert {name: (tmp_path / "p" / name).read_bytes() for name in files(tmp_path / "p")} == before
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "p"}
+    write_pick(trials[2], front, run, tmp_path / "p", EXPERIMENT, [])
+    assert (tmp_path / "p" / "notes.txt").read_text() == "my own"
+
+
+def test_a_format_whose_runtime_is_not_installed_is_refused(monkeypatch):
+    monkeypatch.setattr("autocompress.pick.installed_runtimes", lambda: ("onnxruntime",))
+    with pytest.raises(ConfigError, match=r"not installed here; pip install autocompress\[openvino\]"):
+        check_formats(("openvino",))
 
 
 def test_a_plain_pick_needs_no_torch():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from autocompress.errors import ConfigError, DataError, near
@@ -66,7 +69,7 @@ def load_task(source: TaskSource, max_length: int | None = None, say: Callable[[
 
     from autocompress.tasks.hub import load_model
 
-    return replace(task, student=load_model(getattr(transformers, _STUDENTS[source.task]), source.student))
+    return replace(task, student=load_model(getattr(transformers, _STUDENTS[source.task]), source.student, False))
 
 
 def _load(source: TaskSource, max_length: int | None, say: Callable[[str], None]) -> Task:
@@ -107,17 +110,38 @@ def _users_task(spec: str) -> Task:
     assert module_spec is not None
     assert module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
-    try:
-        module_spec.loader.exec_module(module)
-    except Exception as fault:  # the file is the user's: whatever it raises
-        raise ConfigError(f"--task {spec}: {file} cannot be imported: {type(fault).__name__}: {fault}") from fault
-    maker: Any = getattr(module, function, None)
-    if not callable(maker):
-        names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        raise ConfigError(f"--task {spec}: {file} has no function {function!r}{near(function, names)}")
-    task = maker()
+    folder = str(path.parent.resolve())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)  # for good: what it makes may import its neighbours later
+    with _known(module):
+        try:
+            module_spec.loader.exec_module(module)
+        except Exception as fault:  # the file is the user's: whatever it raises
+            raise ConfigError(f"--task {spec}: {file} cannot be imported: {type(fault).__name__}: {fault}") from fault
+        maker: Any = getattr(module, function, None)
+        if not callable(maker):
+            names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+            raise ConfigError(f"--task {spec}: {file} has no function {function!r}{near(function, names)}")
+        task = maker()
     if not isinstance(task, Task):
         raise DataError(
             f"--task {spec}: {function}() must return an autocompress.Task, but returned {type(task).__name__}"
         )
     return task
+
+
+@contextlib.contextmanager
+def _known(module: ModuleType) -> Iterator[None]:
+    """A module that can be looked up by its name, as dataclasses do with their own, for a while.
+
+    Not for good: what is pickled for other processes would then be sought there under that name.
+    """
+    before = sys.modules.get(module.__name__)
+    sys.modules[module.__name__] = module
+    try:
+        yield
+    finally:
+        if before is None:
+            del sys.modules[module.__name__]
+        else:
+            sys.modules[module.__name__] = before

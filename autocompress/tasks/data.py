@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from autocompress.errors import DataError, near
+
+T = TypeVar("T")
 
 FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 PLAIN = (".txt",)
@@ -20,8 +22,11 @@ TEXT_SHARE = 0.05
 SPLIT_NAMES = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing", "eval"),
+    "test": ("test", "testing"),
 }
+
+#: Name that some give to validation and others to test: it stands for the first of the two that is missing.
+EVAL = "eval"
 
 
 @dataclass(frozen=True)
@@ -37,19 +42,57 @@ class Wanted:
 LABEL_COLUMNS = ("label", "labels", "class", "target")
 
 
-@dataclass(frozen=True)
-class Splits:
-    """Rows of each split as columns.
+@dataclass(frozen=True, eq=False)
+class Rows(Mapping[str, Sequence[Any]]):
+    """Rows of a split as columns, that know where they were read.
 
     Attributes:
-        train, validation, test: role to values.
-        notes: how splits that were missing came about.
+        columns: role to values, one per row.
+        source: what was read, such as "films.csv: split 'train'".
+        numbers: of the rows in it.
     """
 
-    train: Mapping[str, Sequence[Any]]
-    validation: Mapping[str, Sequence[Any]]
-    test: Mapping[str, Sequence[Any]]
+    columns: Mapping[str, Sequence[Any]]
+    source: str
+    numbers: Sequence[int]
+
+    def __getitem__(self, role: str) -> Sequence[Any]:
+        """The values of a role."""
+        return self.columns[role]
+
+    def __iter__(self) -> Iterator[str]:
+        """The roles."""
+        return iter(self.columns)
+
+    def __len__(self) -> int:
+        """How many roles there are."""
+        return len(self.columns)
+
+    def place(self, row: int) -> str:
+        """Where a row was read, such as "films.csv: split 'train': row 7"."""
+        return f"{self.source}: row {self.numbers[row]}"
+
+    def take(self, order: Sequence[int]) -> Rows:
+        """Some of the rows."""
+        columns = {role: [values[i] for i in order] for role, values in self.columns.items()}
+        return Rows(columns, self.source, [self.numbers[i] for i in order])
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Rows of each split.
+
+    Attributes:
+        train, validation, test: of each.
+        notes: how splits that were missing came about, and what is there and not read.
+        label_names: class names of the data where its labels are numbers of these; empty where it has none.
+    """
+
+    train: Rows
+    validation: Rows
+    test: Rows
     notes: tuple[str, ...] = ()
+    label_names: tuple[str, ...] = ()
 
 
 def load_splits(source: str | Path, columns: Sequence[Wanted], seed: int = 0) -> Splits:
@@ -68,16 +111,45 @@ def load_splits(source: str | Path, columns: Sequence[Wanted], seed: int = 0) ->
     """
     raw = _read(source)
     names = {wanted.role: _column_name(str(source), raw, wanted) for wanted in columns}
-    labelled = any(wanted.role == "label" for wanted in columns)
-    kept = {split: {role: list(rows[name]) for role, name in names.items()} for split, rows in raw.items()}
-    notes = []
-    for split in list(kept):
-        if not kept[split][columns[0].role]:
+    notes = [note for wanted in columns if wanted.name is None for note in _unread(raw, wanted.role, names)]
+    kept = {split: _rows(source, split, rows, names) for split, rows in raw.items()}
+    for split, rows in list(kept.items()):
+        if not rows[columns[0].role]:
             raise DataError(f"{source}: split {split!r} is empty")
-        if labelled and all(label is None or label == -1 for label in kept[split]["label"]):
+        if "label" in names and all(label is None or label == -1 for label in rows["label"]):
             notes.append(f"split {split!r} carries no labels and is left out")
             del kept[split]
-    return _complete(str(source), kept, notes, seed)
+    return _complete(str(source), kept, notes, seed, _label_names(raw, names.get("label")))
+
+
+def _rows(source: str | Path, split: str, rows: Any, names: Mapping[str, str]) -> Rows:
+    """The wanted columns; images as the bytes or paths that they are read as, since decoded they would fill memory."""
+    import datasets
+
+    columns = {}
+    for role, name in names.items():
+        encoded = isinstance(rows.features[name], datasets.Image)
+        columns[role] = list((rows.cast_column(name, datasets.Image(decode=False)) if encoded else rows)[name])
+    return Rows(columns, f"{source}: split {split!r}", range(len(rows)))
+
+
+def _unread(raw: Mapping[str, Any], role: str, names: Mapping[str, str]) -> Iterator[str]:
+    """What is said where texts were guessed to stand in a column and others hold texts, too."""
+    features = next(iter(raw.values())).features
+    others = [name for name, kind in features.items() if name not in names.values() and _is_text(kind)]
+    if role == "text" and others:
+        yield f"texts are those of column {names[role]!r}; not read: {', '.join(others)} (--text-column names another)"
+
+
+def _is_text(kind: Any) -> bool:
+    return getattr(kind, "dtype", None) in ("string", "large_string")
+
+
+def _label_names(raw: Mapping[str, Any], column: str | None) -> tuple[str, ...]:
+    import datasets
+
+    kind = None if column is None else next(iter(raw.values())).features[column]
+    return tuple(kind.names) if isinstance(kind, datasets.ClassLabel) else ()
 
 
 def load_texts(source: str | Path, column: Wanted, seed: int = 0) -> Splits:
@@ -109,8 +181,9 @@ def load_texts(source: str | Path, column: Wanted, seed: int = 0) -> Splits:
         raise DataError(
             f"--{column.role}-column {column.name}: {source} is plain text, which has no columns; leave the flag out"
         )
-    texts = {split: "".join(_plain_text(name) for name in names) for split, names in files.items()}
-    return _complete_texts(str(source), column.role, texts)
+    named, notes = _named(files)
+    texts = {split: "".join(_plain_text(name) for name in names) for split, names in named.items()}
+    return _complete_texts(str(source), column.role, texts, notes)
 
 
 def _text_files(path: Path) -> dict[str, list[str]]:
@@ -130,11 +203,10 @@ def _plain_text(name: str) -> str:
         raise DataError(f"{name}: cannot be read as UTF-8 text: {fault}") from fault
 
 
-def _complete_texts(source: str, role: str, texts: dict[str, str]) -> Splits:
+def _complete_texts(source: str, role: str, texts: dict[str, str], notes: list[str]) -> Splits:
     if "train" not in texts:
         raise DataError(f"{source}: no training text; name a file train*.txt, or give a single file")
     whole = len(texts["train"])
-    notes = []
     for name in ("test", "validation"):
         if name in texts:
             continue
@@ -146,7 +218,8 @@ def _complete_texts(source: str, role: str, texts: dict[str, str]) -> Splits:
     for name, text in texts.items():
         if not text.strip():
             raise DataError(f"{source}: the {name} text is empty")
-    return Splits({role: [texts["train"]]}, {role: [texts["validation"]]}, {role: [texts["test"]]}, tuple(notes))
+    made = {name: Rows({role: [text]}, f"{source}: split {name!r}", [0]) for name, text in texts.items()}
+    return Splits(made["train"], made["validation"], made["test"], tuple(notes))
 
 
 def _column_name(source: str, raw: Mapping[str, Any], wanted: Wanted) -> str:
@@ -176,9 +249,14 @@ def _read(source: str | Path) -> Mapping[str, Any]:
         formats = {FORMATS[Path(name).suffix] for names in files.values() for name in names}
         if len(formats) > 1:
             raise DataError(f"{source}: files of several formats ({', '.join(sorted(formats))}); keep one")
-        extra = {"sep": "\t"} if all(n.endswith(".tsv") for names in files.values() for n in names) else {}
+        kind = formats.pop()
+        extra: dict[str, Any] = {}
+        if kind == "csv":  # "None" and "NA" are classes and texts like others; only nothing is missing
+            extra = {"keep_default_na": False, "na_values": [""]}
+        if all(n.endswith(".tsv") for names in files.values() for n in names):
+            extra["sep"] = "\t"
         try:
-            return dict(datasets.load_dataset(formats.pop(), data_files=files, **extra))
+            return dict(datasets.load_dataset(kind, data_files=files, **extra))
         except Exception as fault:  # datasets wraps parser errors of several libraries
             cause = fault.__cause__ or fault
             if "no data" in str(cause):
@@ -210,63 +288,137 @@ def _files(path: Path, suffixes: Collection[str] = tuple(FORMATS)) -> dict[str, 
 
 
 def _named_files(path: Path, suffixes: Collection[str]) -> dict[str, list[str]]:
-    """Split name to the files of a folder that are named after it."""
+    """Split name, or `EVAL`, to the files of a folder that are named after it."""
     found: dict[str, list[str]] = {}
+    known = {**SPLIT_NAMES, EVAL: (EVAL,)}
     for file in sorted(path.glob("*")) if path.is_dir() else []:
         if file.suffix not in suffixes:
             continue
         stem = file.stem.lower()
-        split = next((s for s, names in SPLIT_NAMES.items() if stem.startswith(names)), None)
+        split = next((s for s, names in known.items() if stem.startswith(names)), None)
         if split:
             found.setdefault(split, []).append(str(file))
-    return {split: found[split] for split in SPLIT_NAMES if split in found}  # train first: it sets the columns' types
+    return {split: found[split] for split in known if split in found}  # train first: it sets the columns' types
 
 
-def _complete(source: str, splits: dict[str, dict[str, list[Any]]], notes: list[str], seed: int) -> Splits:
-    canonical: dict[str, dict[str, list[Any]]] = {}
-    for split, rows in splits.items():
+def _named(splits: Mapping[str, T]) -> tuple[dict[str, T], list[str]]:
+    """What is train, validation and test, and what there is to say of it."""
+    found: dict[str, T] = {}
+    used: dict[str, str] = {}
+    for split in splits:
         name = next((s for s, names in SPLIT_NAMES.items() if split in names), None)
-        if name:
-            canonical[name] = rows
+        if name and name not in found:
+            found[name], used[split] = splits[split], name
+    notes = []
+    missing = [name for name in ("validation", "test") if name not in found]
+    if EVAL in splits and missing:
+        found[missing[0]], used[EVAL] = splits[EVAL], missing[0]
+        notes.append(f"split {EVAL!r} is taken for {missing[0]}")
+    left = [split for split in splits if split not in used]
+    if left and found:
+        notes.append(f"not read: split {', '.join(map(repr, left))}")
+    return found, notes
+
+
+def _complete(
+    source: str, splits: Mapping[str, Rows], notes: list[str], seed: int, label_names: tuple[str, ...]
+) -> Splits:
+    canonical, said = _named(splits)
     if "train" not in canonical:
         why = "".join(f" ({note})" for note in notes)
         raise DataError(f"{source}: no training split{why}; name a file train.*, or give a single file")
+    notes += said
     for name in ("test", "validation"):
         if name in canonical:
             continue
-        donor = "train"
-        total = len(next(iter(canonical[donor].values())))
+        train = canonical["train"]
+        total = len(train.numbers)
         count = min(2000, max(1, round(total * 0.15)))
         if total - count < 1:
             raise DataError(f"{source}: {total} rows are too few to cut off a {name} split")
         order = np.random.default_rng(seed + len(name)).permutation(total)
-        canonical[name] = _take(canonical[donor], sorted(order[:count]))
-        canonical[donor] = _take(canonical[donor], sorted(order[count:]))
-        notes.append(f"no {name} split: {count} of the {total} {donor} rows were cut off for it with seed {seed}")
-    return Splits(canonical["train"], canonical["validation"], canonical["test"], tuple(notes))
+        canonical[name] = train.take(sorted(order[:count]))
+        canonical["train"] = train.take(sorted(order[count:]))
+        notes.append(f"no {name} split: {count} of the {total} train rows were cut off for it with seed {seed}")
+    return Splits(canonical["train"], canonical["validation"], canonical["test"], tuple(notes), label_names)
 
 
-def _take(rows: Mapping[str, Sequence[Any]], order: Sequence[int]) -> dict[str, list[Any]]:
-    return {name: [values[i] for i in order] for name, values in rows.items()}
+@dataclass(frozen=True)
+class Labels:
+    """Class numbers of each split, and what there is to say of how they were told."""
+
+    train: list[int]
+    validation: list[int]
+    test: list[int]
+    notes: tuple[str, ...] = ()
 
 
-def class_numbers(labels: Sequence[Any], classes: Sequence[str], where: str) -> list[int]:
+def class_labels(splits: Splits, classes: Sequence[str], source: str | Path) -> Labels:
+    """The labels of the splits as the model's class numbers.
+
+    Where the data brings names for its numbers, these are held against the model's, in any case of letters. Where none
+    of them is a name of the model's, but there are as many, its numbers are taken as they are, which a note says.
+
+    Raises:
+        DataError: a label is no class of the model, or the data's classes cannot be the model's.
+    """
+    order, notes = _class_order(splits.label_names, classes, source)
+    found = []
+    for rows in (splits.train, splits.validation, splits.test):
+        given = [order[label] if label in order else label for label in rows["label"]] if order else rows["label"]
+        found.append(class_numbers(given, classes, rows.place))
+    return Labels(*found, notes)
+
+
+def _class_order(
+    names: Sequence[str], classes: Sequence[str], source: str | Path
+) -> tuple[dict[Any, str], tuple[str, ...]]:
+    """The data's number to the model's class name, nothing where it is taken as it is; and notes."""
+    ours = {name.casefold(): name for name in classes}
+    shared = {number: ours[name.casefold()] for number, name in enumerate(names) if name.casefold() in ours}
+    if len(shared) == len(names):
+        return shared, ()
+    if shared or len(names) != len(classes):
+        raise DataError(
+            f"{source}: its {len(names)} classes ({_few(names)}) are not the model's {len(classes)} ({_few(classes)}); "
+            "give labels by the model's names"
+        )
+    pairs = [f"{name} is {model}" for name, model in zip(names, classes, strict=True)]
+    return {}, (f"labels are taken by number, since the data's names are not the model's: {_few(pairs)}",)
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(list(names)[:6]) + (", …" if len(names) > 6 else "")
+
+
+def class_numbers(labels: Sequence[Any], classes: Sequence[str], place: Callable[[int], str]) -> list[int]:
     """Labels, given as numbers or as class names, as class numbers.
+
+    Where all names are numbers themselves, such as the stars of a review, a label is always a name.
+
+    Args:
+        labels: as they were read; a column of numbers with gaps is read as floats.
+        classes: names in the order of the model's logits.
+        place: gives where a row was read.
 
     Raises:
         DataError: a label is no class of the model; names the row and the classes.
     """
     by_name = {name: number for number, name in enumerate(classes)}
+    named = all(name.isdecimal() for name in classes)
     numbers = []
     for row, label in enumerate(labels):
-        number = by_name.get(label) if isinstance(label, str) else label
-        if number is None and isinstance(label, str) and label.isdecimal():
+        number = label
+        if isinstance(label, float) and label.is_integer():
             number = int(label)
+        if isinstance(number, str):
+            number = by_name.get(number, int(number) if number.isdecimal() and not named else None)
+        elif named and isinstance(number, int | np.integer) and not isinstance(number, bool):
+            number = by_name.get(str(number))
         if isinstance(number, bool) or not isinstance(number, int | np.integer) or not 0 <= number < len(classes):
-            shown = ", ".join(list(classes)[:6]) + (", …" if len(classes) > 6 else "")
+            either = "" if named else f"0 to {len(classes) - 1}, or "
             raise DataError(
-                f"{where}: row {row}: label {label!r} is none of the model's {len(classes)} classes "
-                f"(0 to {len(classes) - 1}, or {shown})"
+                f"{place(row)}: label {label!r} is none of the model's {len(classes)} classes ({either}{_few(classes)})"
             )
         numbers.append(int(number))
     return numbers

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from autocompress.errors import ModelError
@@ -32,7 +33,7 @@ def load_pretrained(auto_class: Any, source: str | Path, **options: Any) -> Any:
         raise ModelError(f"--model {source}: not a Hugging Face folder (it holds no config.json)")
     try:
         return auto_class.from_pretrained(path.expanduser() if path.expanduser().is_dir() else str(source), **options)
-    except (OSError, ValueError, KeyError) as fault:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as fault:
         reason = str(fault).strip().splitlines()[0] if str(fault).strip() else type(fault).__name__
         if path.is_dir():
             raise ModelError(f"--model {source}: {auto_class.__name__} cannot load it: {reason}") from fault
@@ -42,9 +43,28 @@ def load_pretrained(auto_class: Any, source: str | Path, **options: Any) -> Any:
         ) from fault
 
 
-def load_model(auto_class: Any, source: str | Path) -> nn.Module:
-    """A model in fp32 and evaluation mode."""
-    model: nn.Module = load_pretrained(auto_class, source, dtype=torch.float32)
+def load_model(auto_class: Any, source: str | Path, trained: bool = True) -> nn.Module:
+    """A model in fp32 and evaluation mode.
+
+    Args:
+        auto_class: of transformers.
+        source: folder or hub id.
+        trained: whether every weight must be in the checkpoint; a student may have some that are yet to be taught.
+
+    Raises:
+        ModelError: it cannot be loaded, or lacks weights: transformers would draw them at random.
+    """
+    model: nn.Module
+    model, told = load_pretrained(
+        auto_class, source, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    lacking = sorted({*told["missing_keys"], *(key if isinstance(key, str) else key[0] for key in told["mismatched_keys"])})
+    if trained and lacking:
+        shown = ", ".join(lacking[:4]) + (f" and {len(lacking) - 4} more" if len(lacking) > 4 else "")
+        raise ModelError(
+            f"--model {source}: holds no weights for {shown} of {type(model).__name__}, which would be random; give a "
+            "model that was trained for this task"
+        )
     return model.eval()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from autocompress.errors import DataError
-from autocompress.tasks.data import LABEL_COLUMNS, Wanted, class_numbers, load_splits
+from autocompress.tasks.data import LABEL_COLUMNS, Rows, Wanted, class_labels, load_splits
 from autocompress.tasks.hub import class_names, load_model, load_pretrained
 from autocompress.tasks.task import Examples, Snippet, Task
 
@@ -23,20 +22,25 @@ SNIPPET = Snippet(
 
 
 class _Images:
-    """Images turned into model inputs when they are asked for."""
+    """Images read and turned into model inputs when they are asked for."""
 
-    def __init__(self, images: Sequence[Any], processor: Any, where: str) -> None:
-        self.images = images
+    def __init__(self, rows: Rows, processor: Any) -> None:
+        self.rows = rows
         self.processor = processor
-        self.where = where
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.rows["image"])
 
     def __getitem__(self, index: int) -> Tensor:
-        image = self.images[index]
+        from datasets import Image
+
+        image = self.rows["image"][index]
+        try:
+            image = Image().decode_example(image) if isinstance(image, dict) else image
+        except Exception as fault:  # of the image's own format
+            raise DataError(f"{self.rows.place(index)}: the image cannot be read: {fault}") from fault
         if not hasattr(image, "convert"):
-            raise DataError(f"{self.where}: row {index}: not an image, but {type(image).__name__}")
+            raise DataError(f"{self.rows.place(index)}: not an image, but {type(image).__name__}")
         pixels: Tensor = self.processor(image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
         return pixels
 
@@ -56,12 +60,11 @@ def make_image_classification(
     classes = class_names(network)
     columns = (Wanted("image", image_column, IMAGE_COLUMNS), Wanted("label", label_column, LABEL_COLUMNS))
     splits = load_splits(data, columns)
+    labels = class_labels(splits, classes, data)
     made = {}
     for name in ("train", "validation", "test"):
-        rows = getattr(splits, name)
-        where = f"{data}: split {name!r}"
-        labels = torch.tensor(class_numbers(rows["label"], classes, where))
-        made[name] = Examples({"pixel_values": _Images(rows["image"], processor, where)}, labels)
+        images = _Images(getattr(splits, name), processor)
+        made[name] = Examples({"pixel_values": images}, torch.tensor(getattr(labels, name)))
     return Task(
         name="image-classification",
         model=network,
@@ -71,5 +74,5 @@ def make_image_classification(
         classes=classes,
         save_processor=processor.save_pretrained,
         snippet=SNIPPET,
-        notes=splits.notes,
+        notes=(*splits.notes, *labels.notes),
     )

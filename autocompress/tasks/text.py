@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from autocompress.errors import DataError, ModelError
-from autocompress.tasks.data import LABEL_COLUMNS, Wanted, class_numbers, load_splits
+from autocompress.tasks.data import LABEL_COLUMNS, Rows, Wanted, class_labels, load_splits
 from autocompress.tasks.hub import class_names, load_model, load_pretrained
 from autocompress.tasks.task import Examples, Inputs, Snippet, Task
 
@@ -47,12 +47,16 @@ def make_text_classification(
     classes = class_names(network)
     columns = (Wanted("text", text_column, TEXT_COLUMNS), Wanted("label", label_column, LABEL_COLUMNS))
     splits = load_splits(data, columns)
-    made = {}
+    labels = class_labels(splits, classes, data)
+    made, notes = {}, [*splits.notes, *labels.notes]
     for name in ("train", "validation", "test"):
-        rows: Mapping[str, Sequence[Any]] = getattr(splits, name)
-        where = f"{data}: split {name!r}"
-        labels = class_numbers(rows["label"], classes, where)
-        made[name] = _encode(tokenizer, rows["text"], labels, max_length, where)
+        rows: Rows = getattr(splits, name)
+        made[name], cut = _encode(tokenizer, rows, getattr(labels, name), max_length)
+        if cut:
+            notes.append(
+                f"{cut:,} of {len(rows['text']):,} {name} texts are longer than {max_length} tokens and cut there "
+                "(the profile's workload.sequence_length)"
+            )
 
     def query(batch: int, length: int | None) -> Inputs:
         return _full_length(made["train"], batch, length or max_length)
@@ -78,21 +82,27 @@ def make_text_classification(
         classes=classes,
         save_processor=tokenizer.save_pretrained,
         snippet=SNIPPET,
-        notes=splits.notes,
+        notes=tuple(notes),
     )
 
 
-def _encode(tokenizer: Any, texts: Sequence[Any], labels: Sequence[int], max_length: int, where: str) -> Examples:
+def _encode(tokenizer: Any, rows: Rows, labels: Sequence[int], max_length: int) -> tuple[Examples, int]:
+    """Texts as tokens, and how many of them were cut."""
+    texts = rows["text"]
     for row, text in enumerate(texts):
         if not isinstance(text, str):
-            raise DataError(f"{where}: row {row}: the text must be a string, but got {text!r}")
+            raise DataError(f"{rows.place(row)}: the text must be a string, but got {text!r}")
     encoded = tokenizer(list(texts), truncation=True, max_length=max_length)
+    if encoded.encodings:
+        cut = sum(bool(one.overflowing) for one in encoded.encodings)
+    else:  # a slow tokenizer does not say
+        cut = sum(len(ids) >= max_length for ids in encoded["input_ids"])
     names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in encoded]
     if "token_type_ids" in names and not any(any(ids) for ids in encoded["token_type_ids"]):
         names.remove("token_type_ids")  # single sentences: all zero, the model's default
     columns = {name: [torch.tensor(ids) for ids in encoded[name]] for name in names}
     padding = {"input_ids": tokenizer.pad_token_id or 0, "attention_mask": 0, "token_type_ids": 0}
-    return Examples(columns, torch.tensor(labels), {name: padding[name] for name in names})
+    return Examples(columns, torch.tensor(labels), {name: padding[name] for name in names}), cut
 
 
 def _full_length(train: Examples, batch: int, length: int) -> Inputs:

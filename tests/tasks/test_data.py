@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from autocompress.errors import DataError
-from autocompress.tasks.data import LABEL_COLUMNS, Splits, Wanted, class_numbers, load_splits
+from autocompress.tasks.data import LABEL_COLUMNS, Splits, Wanted, class_labels, class_numbers, load_splits
 
 COLUMNS = (Wanted("text", None, ("sentence", "text")), Wanted("label", None, LABEL_COLUMNS))
 
@@ -41,6 +41,10 @@ def folder_of(path: Path, suffix: str = ".csv", **splits: pd.DataFrame) -> Path:
 
 def texts(split: Mapping[str, Sequence[str]]) -> set[str]:
     return set(split["text"])
+
+
+def here(row: int) -> str:
+    return f"here: row {row}"
 
 
 def pairs(splits: Splits) -> list[tuple[str, int]]:
@@ -232,20 +236,100 @@ def test_a_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     ids=["numbers", "names", "digits", "mixed"],
 )
 def test_labels_are_numbers_or_names(labels: list, numbers: list[int]) -> None:
-    assert class_numbers(labels, ("bad", "fine", "good"), "here") == numbers
+    assert class_numbers(labels, ("bad", "fine", "good"), here) == numbers
 
 
 def test_a_name_that_is_a_digit_wins_over_the_number() -> None:
-    assert class_numbers(["1", "0"], ("1", "0"), "here") == [0, 1]
+    assert class_numbers(["1", "0"], ("1", "0"), here) == [0, 1]
+    assert class_numbers([1, 0, 1.0], ("1", "0"), here) == [0, 1, 0]  # a csv file does not tell names from numbers
+    with pytest.raises(DataError, match=r"row 1: label 0 is none of the model's 3 classes \(1, 2, 3\)"):
+        class_numbers([3, 0], ("1", "2", "3"), here)
 
 
-@pytest.mark.parametrize("label", [3, -1, "great", "3", 1.0, None, True, float("nan")])
+def test_numbers_that_were_read_as_floats_are_numbers() -> None:
+    assert class_numbers([0.0, 2.0], ("bad", "fine", "good"), here) == [0, 2]
+
+
+@pytest.mark.parametrize("label", [3, -1, "great", "3", 1.5, None, True, float("nan")])
 def test_a_label_outside_the_classes_names_row_and_classes(label: object) -> None:
     reason = r"here: row 1: label .* is none of the model's 3 classes \(0 to 2, or bad, fine, good\)"
     with pytest.raises(DataError, match=reason):
-        class_numbers([0, label], ("bad", "fine", "good"), "here")
+        class_numbers([0, label], ("bad", "fine", "good"), here)
 
 
 def test_a_superscript_is_no_number() -> None:
     with pytest.raises(DataError, match="label '²' is none"):
-        class_numbers(["²"], ("a", "b", "c"), "here")
+        class_numbers(["²"], ("a", "b", "c"), here)
+
+
+def classified(path: Path, names: Sequence[str]) -> Path:
+    """Parquet files whose labels 0, 1, 2, … are numbers of a list of names."""
+    import datasets
+
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=list(names))})
+    columns = {"text": [f"film {i}" for i in range(9)], "label": [i % len(names) for i in range(9)]}
+    for split in ("train", "validation", "test"):
+        datasets.Dataset.from_dict(columns, features).to_parquet(path / f"{split}.parquet")
+    return path
+
+
+def test_the_datas_own_names_are_held_against_the_models(tmp_path: Path) -> None:
+    """By number, every label here would be wrong, and none out of range."""
+    labels = class_labels(load_splits(classified(tmp_path, ("neg", "pos")), COLUMNS), ("POS", "NEG"), tmp_path)
+    assert labels.train == [1, 0, 1, 0, 1, 0, 1, 0, 1]
+    assert labels.notes == ()
+
+
+def test_other_names_of_as_many_classes_are_taken_by_number_and_said(tmp_path: Path) -> None:
+    splits = load_splits(classified(tmp_path, ("neg", "pos")), COLUMNS)
+    labels = class_labels(splits, ("LABEL_0", "LABEL_1"), tmp_path)
+    assert labels.test[:3] == [0, 1, 0]
+    assert "neg is LABEL_0, pos is LABEL_1" in labels.notes[0]
+
+
+@pytest.mark.parametrize("classes", [("cat", "dog", "eel"), ("neg", "neutral")], ids=["count", "some names"])
+def test_classes_that_cannot_be_the_models_are_refused(tmp_path: Path, classes: tuple[str, ...]) -> None:
+    splits = load_splits(classified(tmp_path, ("neg", "pos")), COLUMNS)
+    with pytest.raises(DataError, match=r"its 2 classes \(neg, pos\) are not the model's"):
+        class_labels(splits, classes, tmp_path)
+
+
+def test_words_that_pandas_takes_for_missing_are_texts_and_classes(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"text": ["NA", "null", "a", "n/a"] * 5, "label": ["None", "NA", "None", "NA"] * 5})
+    splits = load_splits(folder_of(tmp_path, train=frame, validation=frame, test=frame), COLUMNS)
+    assert splits.train["text"][:4] == ["NA", "null", "a", "n/a"]
+    assert class_labels(splits, ("NA", "None"), tmp_path).train[:2] == [1, 0]
+
+
+def test_a_row_is_named_as_it_stands_in_the_file(tmp_path: Path) -> None:
+    """Also where splits were cut from it, and where a gap makes floats of all labels."""
+    frame = rows(40)
+    frame["label"] = frame["label"].astype(object)
+    frame.loc[17, "label"] = None
+    splits = load_splits(save(frame, tmp_path / "all.csv"), COLUMNS)
+    with pytest.raises(DataError, match=r"all\.csv: split 'train': row 17: label (None|nan) is none"):
+        class_labels(splits, ("a", "b", "c"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("there", "counts", "note"),
+    [
+        (("test",), [9, 4, 3], "split 'eval' is taken for validation"),
+        (("validation",), [9, 3, 4], "split 'eval' is taken for test"),
+        (("validation", "test"), [9, 3, 3], "not read: split 'eval'"),
+    ],
+    ids=["beside test", "beside validation", "beside both"],
+)
+def test_eval_stands_for_what_is_missing(tmp_path: Path, there: tuple[str, ...], counts: list[int], note: str) -> None:
+    frames = {"train": rows(9), "eval": rows(4, 9)} | {name: rows(3, 13) for name in there}
+    splits = load_splits(folder_of(tmp_path, **frames), COLUMNS)
+    assert [len(s["text"]) for s in (splits.train, splits.validation, splits.test)] == counts
+    assert splits.notes == (note,)
+
+
+def test_texts_that_are_not_read_are_told(tmp_path: Path) -> None:
+    frame = rows(40, text="sentence").assign(question="why?")
+    path = save(frame, tmp_path / "all.csv")
+    assert "texts are those of column 'sentence'; not read: question" in load_splits(path, COLUMNS).notes[0]
+    named = (Wanted("text", "sentence", ()), COLUMNS[1])
+    assert not any("not read" in note for note in load_splits(path, named).notes)

@@ -72,3 +72,36 @@ def test_a_hub_name_without_network_says_what_to_do() -> None:
         ModelError, match=r"someone/model: .*\(We couldn't connect to the hub\); without a network give"
     ):
         load_pretrained(Offline, "someone/model")
+
+
+def test_a_model_without_its_head_is_refused_but_as_a_student(tmp_path: Path) -> None:
+    """Transformers draws what is missing at random, so that a search would compress a coin."""
+    from transformers import AutoModelForSequenceClassification
+
+    bert().bert.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"holds no weights for classifier\.bias, classifier\.weight of Bert.*trained"):
+        load_model(AutoModelForSequenceClassification, tmp_path)
+    assert load_model(AutoModelForSequenceClassification, tmp_path, trained=False)
+
+
+def test_a_head_of_another_shape_is_refused(tmp_path: Path) -> None:
+    import json
+
+    from transformers import AutoModelForSequenceClassification
+
+    bert().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"id2label": {str(i): f"class {i}" for i in range(7)}, "label2id": {f"class {i}": i for i in range(7)}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"holds no weights for classifier\.bias, classifier\.weight"):
+        load_model(AutoModelForSequenceClassification, tmp_path)
+
+
+def test_weights_that_are_no_weights_are_refused(tmp_path: Path) -> None:
+    """What git leaves in place of a large file that was not fetched."""
+    from transformers import AutoModelForSequenceClassification
+
+    bert().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(ModelError, match=r"cannot load it: .*header"):
+        load_model(AutoModelForSequenceClassification, tmp_path)

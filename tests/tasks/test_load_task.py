@@ -75,3 +75,25 @@ def test_an_unknown_task_shows_near_names() -> None:
 def test_a_flag_that_is_missing_is_named(task: str, given: dict[str, str], missing: str) -> None:
     with pytest.raises(ConfigError, match=f"--task {task} needs --{missing}"):
         load_task(TaskSource(task, **given))
+
+
+def test_a_users_file_finds_its_neighbours_and_may_hold_dataclasses(tmp_path: Path) -> None:
+    """And what it makes is pickled by value, as for other processes. Oracle: it is there without the file."""
+    import subprocess
+    import sys
+
+    import cloudpickle
+
+    (tmp_path / "neighbour_of_mine.py").write_text("WIDTH = 2\n")
+    head = "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom neighbour_of_mine import WIDTH\n"
+    body = FILE.replace("nn.Linear(2, 2)", "nn.Linear(WIDTH, 2)")
+    path = tmp_path / "apart.py"
+    path.write_text(head + body + "\n@dataclass\nclass Settings:\n    width: int = WIDTH\n")
+    task = load_task(TaskSource(f"{path}:make_task"))
+    assert "apart" not in sys.modules
+    pickled = tmp_path / "task.pkl"
+    pickled.write_bytes(cloudpickle.dumps(task))
+    code = f"import pickle; task = pickle.load(open({str(pickled)!r}, 'rb')); print(type(task.model).__name__)"
+    (tmp_path / "apart.py").unlink()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "Net\n", done.stderr

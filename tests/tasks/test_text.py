@@ -83,3 +83,12 @@ def test_a_label_outside_the_classes_names_file_and_row(text_model: Path, tmp_pa
         frame.to_csv(tmp_path / f"{split}.csv", index=False)
     with pytest.raises(DataError, match="split 'train': row 3: label 7 is none of the model's 3 classes"):
         make_text_classification(text_model, tmp_path)
+
+
+def test_texts_that_are_cut_are_counted(task: Task, text_model: Path, data: Path) -> None:
+    """Of each six texts of four kinds, one kind has seven tokens with those at its ends."""
+    assert task.notes == tuple(
+        f"6 of 24 {name} texts are longer than 6 tokens and cut there (the profile's workload.sequence_length)"
+        for name in ("train", "validation", "test")
+    )
+    assert make_text_classification(text_model, data, max_length=7).notes == ()
