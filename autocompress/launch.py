@@ -27,7 +27,7 @@ from autocompress.searching.alone import check_stage, check_stage_name
 from autocompress.searching.controller import Sampler
 from autocompress.searching.loop import Loop
 from autocompress.searching.mixed import dropped_precisions
-from autocompress.searching.order import Order, check_positive, part_notes, read_order
+from autocompress.searching.order import Order, check_positive, part_notes, query_notes, read_order
 from autocompress.searching.probe import Probe, check_reachable, run_probe
 from autocompress.searching.runner import Runner
 from autocompress.searching.runners import check_runner, open_runner
@@ -125,7 +125,7 @@ def search(
     )  # fmt: skip
     if stage is not None:
         check_stage(stage, order.root, order.space)
-    for note in part_notes(task):
+    for note in (*part_notes(task), *query_notes(task, order.profile)):
         watcher.say(note)
     with claimed(order.root):
         settle_folder(order)

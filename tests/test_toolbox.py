@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import autocompress
 from autocompress.errors import ConfigError, ModelError, PlanError, ProfileError
@@ -156,3 +157,32 @@ def test_weights_that_are_no_numbers_are_named(digits: Task, tmp_path: Path) -> 
         compress(
             task_of(model), {"layers": {"*.output.dense": {"quantize": {"precision": "int8-dynamic"}}}}, tmp_path / "o"
         )
+
+
+class Encoder(nn.Module):
+    """Of torch's own layers, which compute a whole layer in one kernel where they are allowed to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2)
+        self.head = nn.Linear(32, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.encoder(x).mean(1))
+
+
+def test_torchs_own_encoder_layers_are_compressed_as_any_module(tmp_path: Path) -> None:
+    """Oracle: the exported file agrees with the torch model whose layers were replaced, which `compress` checks."""
+    torch.manual_seed(0)
+    made = {split: tensors("x", (5, 32), 24, seed) for seed, split in enumerate(SPLITS)}
+    task = Task("own", Encoder(), **made, batch_size=8)
+    layers = {
+        "encoder.layers.*.linear1": {"factorize": {"rank": 8}},
+        "encoder.layers.*.linear2": {"quantize": {"precision": "int8"}},
+    }
+    result = compress(task, {"layers": layers}, tmp_path / "out")
+    assert result.reloaded
+    assert set(result.layers_changed) == {f"encoder.layers.{i}.linear{j}" for i in (0, 1) for j in (1, 2)}
+    logits = autocompress.load(result.folder).run({"x": task.test.inputs["x"][:7].numpy()})[0]
+    assert logits.shape == (7, 3)

@@ -131,7 +131,7 @@ def _resolved(
         "points": task.metric.points,
         "samples": {"train": len(task.train), "validation": len(task.validation), "test": len(task.test)},
         "parts": {"select": len(task.parts.select), "confirm": len(task.parts.confirm)},
-        "notes": [*task.notes, *part_notes(task)],
+        "notes": [*task.notes, *part_notes(task), *query_notes(task, profile)],
         "inputs": list(task.input_names),
         "classes": list(task.classes),
         "snippet": asdict(task.snippet) if task.snippet else None,
@@ -180,6 +180,16 @@ def _check_memory(
         raise ConfigError(
             f"{' and '.join(asked)}: peak memory is not known on hardware profile {profile.name!r} ({why}); "
             "size stands for it there: --objectives latency,quality,size or --max-size"
+        )
+
+
+def query_notes(task: Task, profile: HardwareProfile) -> Iterator[str]:
+    """What a user should know of how long a query is."""
+    length = profile.workload.sequence_length
+    if task.query is None and length is not None and 0 < task.longest < length:
+        yield (
+            f"queries have {task.longest} positions, as the longest training sample, and not the {length} of profile "
+            f"{profile.name} (workload.sequence_length); a task that takes more gives its own query"
         )
 
 

@@ -21,6 +21,10 @@ from autocompress.errors import DataError
 Inputs = dict[str, Tensor]
 Batch = tuple[Inputs, Tensor]
 
+# torch's own encoder layers would compute a whole layer in one kernel, past the modules that stand in a layer's place,
+# and neither hooks nor the exporter see into it
+torch.backends.mha.set_fastpath_enabled(False)
+
 
 #: Batches whose samples are sorted by length together.
 LENGTH_CHUNK = 16
@@ -322,11 +326,30 @@ class Task:
         return f"{self.identity}-{self.loss_key}-{self.batch_size}"
 
     def workload_inputs(self, batch: int, sequence_length: int | None) -> Inputs:
-        """Inputs of one query of the profile's workload, batch first."""
+        """Inputs of one query of the profile's workload, batch first.
+
+        Of a task without a query of its own, training samples: as they are, but for inputs whose first axis after the
+        batch is free. These are laid end to end up to the workload's length, or that of the longest training sample
+        where it is shorter: nobody said that the model takes more.
+        """
         if self.query is not None:
             return self.query(batch, sequence_length)
         rows = list(itertools.islice(itertools.cycle(range(len(self.train))), batch))
-        return self.train.batch(rows)[0]
+        inputs = self.train.batch(rows)[0]
+        if sequence_length is not None:
+            length = min(sequence_length, self.longest)
+            inputs |= {name: end_to_end(self.train.inputs[name], batch, length) for name in self._free_inputs}
+        return inputs
+
+    @cached_property
+    def longest(self) -> int:
+        """Positions of the longest training sample in inputs whose first axis after the batch is free; 0 for none."""
+        columns = [self.train.inputs[name] for name in self._free_inputs]
+        return max((len(column[row]) for column in columns for row in range(len(self.train))), default=0)
+
+    @property
+    def _free_inputs(self) -> tuple[str, ...]:
+        return tuple(name for name in self.train.inputs if 1 in self.dynamic_axes.get(name, {}))
 
     def trace_inputs(self) -> Inputs:
         """Two real samples, of unequal length where lengths vary, so that masks are traced and not dropped."""
@@ -371,3 +394,16 @@ def logits_of(output: Any) -> Tensor:
     if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
         return output[0]
     raise DataError(f"the model must return a tensor or an object with .logits, but returned {type(output).__name__}")
+
+
+def end_to_end(column: Column, batch: int, length: int) -> Tensor:
+    """Samples ``(positions, …)`` laid end to end, again from the first where they are too few: ``(batch, length, …)``."""
+    pieces: list[Tensor] = []
+    total, row = 0, 0
+    while total < batch * length:
+        pieces.append(column[row % len(column)])
+        total, row = total + len(pieces[-1]), row + 1
+        if row == len(column) and not total:
+            raise DataError("every training sample is empty: there is nothing to make a query of")
+    whole = torch.cat(pieces)[: batch * length]
+    return whole.reshape(batch, length, *whole.shape[1:])

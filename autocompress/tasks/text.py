@@ -11,7 +11,7 @@ import torch
 from autocompress.errors import DataError, ModelError
 from autocompress.tasks.data import LABEL_COLUMNS, Rows, Wanted, class_labels, load_splits
 from autocompress.tasks.hub import class_names, load_model, load_pretrained
-from autocompress.tasks.task import Examples, Inputs, Snippet, Task
+from autocompress.tasks.task import Examples, Inputs, Snippet, Task, end_to_end
 
 TEXT_COLUMNS = ("sentence", "text", "content", "review")
 
@@ -59,7 +59,8 @@ def make_text_classification(
             )
 
     def query(batch: int, length: int | None) -> Inputs:
-        return _full_length(made["train"], batch, length or max_length)
+        """Exactly so many real tokens, with an all-ones mask."""
+        return {name: end_to_end(column, batch, length or max_length) for name, column in made["train"].inputs.items()}
 
     limit = int(getattr(network.config, "max_position_embeddings", 0) or 0)
     if 0 < limit < max_length:
@@ -103,16 +104,3 @@ def _encode(tokenizer: Any, rows: Rows, labels: Sequence[int], max_length: int) 
     columns = {name: [torch.tensor(ids) for ids in encoded[name]] for name in names}
     padding = {"input_ids": tokenizer.pad_token_id or 0, "attention_mask": 0, "token_type_ids": 0}
     return Examples(columns, torch.tensor(labels), {name: padding[name] for name in names}), cut
-
-
-def _full_length(train: Examples, batch: int, length: int) -> Inputs:
-    """Queries of exactly `length` real tokens: training texts laid end to end, with an all-ones mask."""
-    inputs: Inputs = {}
-    for name, column in train.inputs.items():
-        pieces: list[torch.Tensor] = []
-        total, row = 0, 0
-        while total < batch * length:
-            pieces.append(column[row % len(train)])
-            total, row = total + len(pieces[-1]), row + 1
-        inputs[name] = torch.cat(pieces)[: batch * length].reshape(batch, length)
-    return inputs

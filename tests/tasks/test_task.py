@@ -89,6 +89,17 @@ def test_a_query_has_the_batch_that_is_asked_for(batch: int) -> None:
     assert task_of(mlp()).workload_inputs(batch, None)["x"].shape == (batch, 16)
 
 
+def test_a_query_is_as_long_as_the_workload_says() -> None:
+    """Of inputs whose length is free; and all of it is real."""
+    task = task_of(bert(), lengths=(3, 9, 5))
+    inputs = task.workload_inputs(2, 7)
+    assert {name: value.shape for name, value in inputs.items()} == {"input_ids": (2, 7), "attention_mask": (2, 7)}
+    assert inputs["attention_mask"].all()
+    assert inputs["input_ids"][0].tolist() == torch.cat(list(task.train.inputs["input_ids"][:2]))[:7].tolist()
+    assert task.workload_inputs(1, 40)["input_ids"].shape == (1, 9)  # no sample is longer
+    assert task_of(mlp()).workload_inputs(2, 40)["x"].shape == (2, 16)
+
+
 def test_traced_inputs_differ_in_length() -> None:
     mask = task_of(bert()).trace_inputs()["attention_mask"].sum(dim=1)
     assert mask[0] < mask[1]
