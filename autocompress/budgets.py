@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
+from autocompress.drop import NUMBER, Drop
 from autocompress.errors import ConfigError
 from autocompress.records import Part, Trial
 
@@ -15,7 +16,6 @@ _SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.
 ROUNDING = 1e-9
 
 _BYTES = {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
-_NUMBER = r"([0-9]*\.?[0-9]+)"
 
 
 def parse_seconds(text: str, flag: str, bare: str = "") -> float:
@@ -24,7 +24,7 @@ def parse_seconds(text: str, flag: str, bare: str = "") -> float:
     Raises:
         ConfigError: naming the flag and what would be right.
     """
-    match = re.fullmatch(_NUMBER + r"\s*([a-zµ]*)", str(text).strip().lower())
+    match = re.fullmatch(NUMBER + r"\s*([a-zµ]*)", str(text).strip().lower())
     unit = match.group(2) or bare if match else ""
     if not match or unit not in _SECONDS or float(match.group(1)) <= 0:
         raise ConfigError(f"{flag} must be a time above 0 such as 5ms, 90s or 30m, but got {text!r}")
@@ -37,7 +37,7 @@ def parse_bytes(text: str, flag: str = "--bank-limit", bare: str = "") -> int:
     Raises:
         ConfigError: naming the flag and what would be right.
     """
-    match = re.fullmatch(_NUMBER + r"\s*([a-z]*)", str(text).strip().lower())
+    match = re.fullmatch(NUMBER + r"\s*([a-z]*)", str(text).strip().lower())
     size = float(match.group(1)) * _BYTES.get(match.group(2) or bare, 0) if match else 0
     if size < 1:
         raise ConfigError(f"{flag} must be a size above 0 such as 500MB, 2GB or 1.5GiB, but got {text!r}")
@@ -46,46 +46,10 @@ def parse_bytes(text: str, flag: str = "--bank-limit", bare: str = "") -> int:
 
 def parse_speedup(text: str, flag: str = "--min-speedup") -> float:
     """The factor in a text such as ``2x`` or ``2``; raises `ConfigError` below 1."""
-    match = re.fullmatch(_NUMBER + r"\s*[x×]?", str(text).strip().lower())
+    match = re.fullmatch(NUMBER + r"\s*[x×]?", str(text).strip().lower())
     if not match or float(match.group(1)) < 1:
         raise ConfigError(f"{flag} must be a factor of 1 or more such as 2x, but got {text!r}")
     return float(match.group(1))
-
-
-@dataclass(frozen=True)
-class Drop:
-    """A loss of quality that is still accepted.
-
-    Attributes:
-        amount: in the metric's own unit (1 point of accuracy = 0.01), or a share of the dense quality.
-        relative: which of the two.
-        points: points per unit of the metric.
-    """
-
-    amount: float
-    relative: bool
-    points: float = 100.0
-
-    def lost(self, quality: float, dense: float, maximize: bool) -> float:
-        """Quality lost against dense, in the unit of `amount`."""
-        lost = dense - quality if maximize else quality - dense
-        return lost / (abs(dense) or 1.0) if self.relative else lost
-
-    def __str__(self) -> str:
-        """As a user would say it."""
-        if self.relative:
-            return f"{self.amount * 100:.3g} % of the dense quality"
-        shown = f"{self.amount * self.points:.3g}"
-        return "1 point" if shown == "1" else f"{shown} points"
-
-
-def parse_drop(text: str, flag: str = "--max-drop", points: float = 100.0) -> Drop:
-    """The loss in a text such as ``1pt`` (absolute; `points` per unit of the metric) or ``1%`` (relative)."""
-    match = re.fullmatch(_NUMBER + r"\s*(pt|pts|point|points|%)", str(text).strip().lower())
-    if not match:
-        raise ConfigError(f"{flag} must be points such as 1pt or a share such as 1%, but got {text!r}")
-    relative = match.group(2) == "%"
-    return Drop(float(match.group(1)) / (100.0 if relative else points), relative, points)
 
 
 @dataclass(frozen=True)

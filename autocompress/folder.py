@@ -16,11 +16,20 @@ from autocompress.environment import environment
 from autocompress.errors import ConfigError, RunMismatchError, StorageError
 from autocompress.layers import LayerTable
 from autocompress.records import storage_errors, write_atomic, write_json
-from autocompress.run import Run
+from autocompress.run import Run, budgets_of
 from autocompress.tasks.task import Task
 
 #: What `search` itself writes before `experiment.yaml`; a kill in between leaves no stranger.
 OWN = ("layers.json", "environment.json", "processor")
+
+#: Setting to the part of the budgets that it becomes.
+BUDGETS = {
+    "max_latency": "max_latency_s",
+    "min_speedup": "min_speedup",
+    "max_drop": "max_drop",
+    "max_size": "max_size_bytes",
+    "max_memory": "max_memory_bytes",
+}
 
 #: Free disk under which a search is not begun.
 MIN_FREE_BYTES = 200_000_000
@@ -83,14 +92,7 @@ def _has_results(root: Path) -> bool:
 
 def _refuse_another(run: Run, asked: Mapping[str, Any], resolved: Mapping[str, Any]) -> None:
     before = run.experiment
-    differences = [
-        f"{key}: {before.get(key)!r} there, {asked[key]!r} now"
-        for key in ("max_latency", "min_speedup", "max_drop", "max_size", "max_memory", "strategy", "sampler", "seed")
-        if before.get(key) != asked[key] and _has_results(run.folder)
-    ]
-    ours, theirs = (",".join(names) for names in (run.objectives.names, resolved["objectives"]))
-    if ours != theirs and _has_results(run.folder):
-        differences.append(f"objectives: {ours} there, {theirs} now")
+    differences = list(_asked_otherwise(run, asked, resolved)) if _has_results(run.folder) else []
     for key, meaning in (
         ("task", "task"),
         ("identity", "model or data (fingerprint)"),
@@ -107,6 +109,19 @@ def _refuse_another(run: Run, asked: Mapping[str, Any], resolved: Mapping[str, A
             f"--out {run.folder}: holds another experiment; choose another folder. What differs:\n  "
             + "\n  ".join(differences)
         )
+
+
+def _asked_otherwise(run: Run, asked: Mapping[str, Any], resolved: Mapping[str, Any]) -> Iterator[str]:
+    """What a run was asked for and is not now, whatever the words."""
+    before = run.experiment
+    there, now = budgets_of(before), budgets_of({**asked, "resolved": resolved})
+    differing = [key for key, part in BUDGETS.items() if getattr(there, part) != getattr(now, part)]
+    differing += [key for key in ("strategy", "sampler", "seed") if before.get(key) != asked[key]]
+    for key in differing:
+        yield f"{key}: {before.get(key)!r} there, {asked[key]!r} now"
+    ours, theirs = (",".join(names) for names in (run.objectives.names, resolved["objectives"]))
+    if ours != theirs:
+        yield f"objectives: {ours} there, {theirs} now"
 
 
 def _first_difference(before: Any, now: Any) -> tuple[Any, Any]:

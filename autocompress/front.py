@@ -194,12 +194,14 @@ class Front:
     def clearly_dominated(self, trial: Trial, faster: float = 0.95, better: float = 0.01) -> bool:
         """Whether a measured trial is over 5 % faster than this one and better by over 0.01 of the quality's size.
 
-        It must take no more of anything else that is an objective.
+        It must take no more of anything else that is an objective, and keep the budgets where this one does.
         """
         ratios, qualities, taken = self._figures
         quality = self.quality(trial)
         gained = (qualities - quality) * (1 if self.maximize else -1)
         beaten = (ratios < faster * _ratio(trial)) & (gained > better * max(abs(quality), 1e-9))
+        if trial.state == "DONE":
+            beaten &= np.array([other.state == "DONE" for other in self.measured], dtype=bool)
         return bool((beaten & ~(self.objectives.taken(trial) < taken).any(axis=1)).any())
 
     @cached_property

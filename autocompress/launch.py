@@ -28,7 +28,7 @@ from autocompress.searching.controller import Sampler
 from autocompress.searching.loop import Loop
 from autocompress.searching.mixed import dropped_precisions
 from autocompress.searching.order import Order, check_positive, part_notes, query_notes, read_order
-from autocompress.searching.probe import Probe, check_reachable, run_probe
+from autocompress.searching.probe import Probe, check_reachable, check_size_reachable, run_probe
 from autocompress.searching.runner import Runner
 from autocompress.searching.runners import check_runner, open_runner
 from autocompress.searching.seeds import references
@@ -196,12 +196,14 @@ def open_loop(order: Order, shop: Workshop, runner: Runner, limits: Limits, watc
         stages=Stages(state.get("stages", ()), limits.patience),
     )
     loop.announce("probe")
-    first = not (root / "probe.json").is_file()
     loop.probe = _probe(shop, order.space, watcher)
     check_reachable(loop.probe, order.budgets)
+    check_size_reachable(loop.probe, shop, order.space, order.budgets)
     loop.references = references(order.space, loop.probe)
     dropped = dropped_precisions(loop.probe, order.space.rules, order.by_size)
-    there = dropped_there(_shapes(order, shop, loop.probe, SHARE * limits.seconds, watcher, first), shop.table)
+    there = dropped_there(
+        _shapes(order, shop, loop.probe, SHARE * limits.seconds, watcher, not loop.trials), shop.table
+    )
     loop.space = build_space(order.space.rules, shop.table, shop.profile, dropped, loop.probe.learning_rate, there)
     broken = frozenset(fact.precision for fact in loop.probe.precisions if fact.ratio is None)
     loop.warm = prepared(order.warm, shop.table, shop.profile, broken, watcher.say)
@@ -209,14 +211,15 @@ def open_loop(order: Order, shop: Workshop, runner: Runner, limits: Limits, watc
 
 
 def _shapes(
-    order: Order, shop: Workshop, probe: Probe, limit_s: float, watcher: Watcher, first: bool
+    order: Order, shop: Workshop, probe: Probe, limit_s: float, watcher: Watcher, fresh: bool
 ) -> tuple[ShapeFact, ...]:
-    """What each precision does on each layer shape; taken with the probe or never, since a study's space must not move.
+    """What each precision does on each layer shape; taken before the first candidate (`fresh`) or never.
 
-    The integer program of `strategy: solve` times them itself; where bytes are an objective, nothing would be dropped.
+    A study's space must not move. The integer program of `strategy: solve` times them itself; where bytes count,
+    nothing would be dropped.
     """
     path = order.root / "kernels.json"
-    if first and order.space.rules.strategy != "solve" and not order.by_size:
+    if fresh and not path.is_file() and order.space.rules.strategy != "solve" and not order.by_size:
         return probe_shapes(shop, order.space, probe, path, limit_s, watcher.say)
     return read_shapes(path)
 
@@ -250,7 +253,7 @@ def _probe(shop: Workshop, space: SearchSpace, watcher: Watcher) -> Probe:
     path = shop.root / "probe.json"
     if path.is_file():
         probe = Probe.from_json(json.loads(path.read_text()))
-        shop.bench.best_dense = probe.best_dense
+        shop.bench.best_dense = replace(probe.best_dense, device=shop.profile.device)
         return probe
     return run_probe(shop, space, path, watcher.say)
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from autocompress.drop import Drop
 from autocompress.errors import ConfigError, near
 from autocompress.pareto import log_ratio, reference_point
 from autocompress.records import Part, Trial
@@ -32,9 +33,13 @@ class Objectives:
 
     Attributes:
         names: in the order of `OBJECTIVES`; latency and quality are always among them.
+        fraction: whether the quality is a share; None where nobody said.
+        allowed: drop of quality that a user accepts; the corner of the volume lies beyond it.
     """
 
     names: tuple[Objective, ...] = ALWAYS
+    fraction: bool | None = None
+    allowed: Drop | None = None
 
     @property
     def more(self) -> tuple[Objective, ...]:
@@ -68,7 +73,8 @@ class Objectives:
 
     def reference(self, quality_dense: float, maximize: bool) -> tuple[float, ...]:
         """Fixed worst corner of the volume, in the coordinates of `point`: 1.05 × dense, and the quality's own."""
-        latency, quality = reference_point(quality_dense, maximize)
+        allowed = self.allowed.of(quality_dense) if self.allowed else 0.0
+        latency, quality = reference_point(quality_dense, maximize, self.fraction, allowed)
         return tuple(quality if name == "quality" else latency for name in self.names)
 
 

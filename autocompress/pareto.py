@@ -40,17 +40,28 @@ def log_ratio(ratio: float) -> float:
     return math.log(ratio) if ratio > 0 else math.nan
 
 
-def reference_point(quality_dense: float, maximize: bool) -> tuple[float, float]:
+#: The worst corner lies so much further than a loss that is allowed, so that what just keeps it counts.
+BEYOND = 1.05
+
+
+def reference_point(
+    quality_dense: float, maximize: bool, fraction: bool | None = None, allowed: float = 0.0
+) -> tuple[float, float]:
     """Fixed worst corner of the progress hypervolume of ``(ln latency ratio, quality)``.
 
-    1.05 × the dense latency; for a quality in [0, 1] that is maximized (accuracy), the dense error
-    plus itself or plus 0.10, whichever is more; otherwise 20 % worse than dense.
+    1.05 × the dense latency; for a share (accuracy, or an error rate), the dense error plus itself or plus 0.10,
+    whichever is more; otherwise 20 % worse than dense; but `BEYOND` what is allowed to be lost, where that is further.
+
+    Args:
+        quality_dense: of the dense model.
+        maximize: whether more is better.
+        fraction: whether it is a share; None takes for one what is maximized and lies in [0, 1].
+        allowed: loss that a user accepts, in the quality's unit.
     """
-    if maximize and 0.0 <= quality_dense <= 1.0:
-        quality = quality_dense - max(1.0 - quality_dense, 0.10)
-    else:
-        quality = quality_dense - 0.2 * abs(quality_dense) if maximize else quality_dense + 0.2 * abs(quality_dense)
-    return math.log(1.05), quality
+    share = 0.0 <= quality_dense <= 1.0 and (maximize if fraction is None else fraction)
+    error = 1.0 - quality_dense if maximize else quality_dense
+    lost = max(max(error, 0.10) if share else 0.2 * abs(quality_dense), BEYOND * allowed)
+    return math.log(1.05), quality_dense - lost if maximize else quality_dense + lost
 
 
 def domination_ranks(points: ArrayLike, maximize: Sequence[bool]) -> NDArray[np.int64]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import shutil
 import time
@@ -370,13 +371,18 @@ def _score(outputs: NDArray[Any], targets: NDArray[Any], metric: Metric, artifac
 
 def _divergence(artifact: Artifact, outputs: NDArray[Any], shop: Workshop) -> float | None:
     """Of logits ``(n, classes)`` on the select part; None where nobody knows the dense model's."""
-    path = shop.root / "teacher" / f"select-{shop.task.identity}.npy"
+    path = dense_outputs(shop)
     if artifact.plan_fingerprint == Plan().fingerprint:
-        with storage_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            np.save(path, outputs)
+        content = io.BytesIO()
+        np.save(content, outputs)
+        write_atomic(path, content.getvalue())
         return 0.0
     return divergence(np.load(path), outputs) if path.is_file() else None
+
+
+def dense_outputs(shop: Workshop) -> Path:
+    """File of the dense model's logits ``(n, classes)`` on the select part, which its evaluation writes."""
+    return shop.root / "teacher" / f"select-{shop.task.identity}.npy"
 
 
 def divergence(dense: NDArray[Any], outputs: NDArray[Any]) -> float:

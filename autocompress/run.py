@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from autocompress.budgets import Budgets, parse_bytes, parse_drop, parse_seconds, parse_speedup
+from autocompress.budgets import Budgets, parse_bytes, parse_seconds, parse_speedup
+from autocompress.drop import parse_drop
 from autocompress.elsewhere import MEASURED, read_elsewhere
 from autocompress.errors import ConfigError, near
 from autocompress.found import LOSSES, SEARCH, Found, read_found, read_losses
@@ -42,7 +43,16 @@ class Run:
     @cached_property
     def experiment(self) -> dict[str, Any]:
         """Everything resolved, as `experiment.yaml` holds it."""
-        data: dict[str, Any] = yaml.safe_load((self.folder / "experiment.yaml").read_text())
+        path = self.folder / "experiment.yaml"
+        try:
+            data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as fault:
+            raise ConfigError(f"{path}: cannot be read: {fault}") from fault
+        if not isinstance(data, dict) or not isinstance(data.get("resolved"), dict):
+            raise ConfigError(
+                f"{path}: was not written by a search (it holds no `resolved`); move it out of the run folder, or "
+                "choose another one with --out"
+            )
         return data
 
     @property
@@ -62,7 +72,9 @@ class Run:
     @property
     def objectives(self) -> Objectives:
         """By which the run's trials are compared."""
-        return read_objectives(self.experiment["resolved"].get("objectives"))
+        resolved = self.experiment["resolved"]
+        found = read_objectives(resolved.get("objectives"))
+        return replace(found, fraction=resolved["points"] == 100, allowed=budgets_of(self.experiment).max_drop)
 
     @property
     def table(self) -> LayerTable:
@@ -147,7 +159,7 @@ class Run:
 
         front, resolved = self.front, self.experiment["resolved"]
         dense = front.dense
-        budgets = _budgets_from(self.experiment)
+        budgets = budgets_of(self.experiment)
         nearest = None
         if not front.points and dense is not None:
             miss = front.nearest_miss(budgets)
@@ -238,7 +250,8 @@ def make_budgets(
     )
 
 
-def _budgets_from(experiment: Mapping[str, Any]) -> Budgets:
+def budgets_of(experiment: Mapping[str, Any]) -> Budgets:
+    """What an experiment asks for, by its settings and what was resolved of it."""
     return make_budgets(
         experiment.get("max_latency"),
         experiment.get("min_speedup"),

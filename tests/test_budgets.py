@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autocompress.budgets import Budgets, Drop, latency_high, parse_bytes, parse_drop, parse_seconds, parse_speedup
+from autocompress.budgets import Budgets, latency_high, parse_bytes, parse_seconds, parse_speedup
+from autocompress.drop import Drop, parse_drop
 from autocompress.errors import ConfigError
 
 

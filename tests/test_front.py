@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from autocompress.budgets import Budgets, Drop
+from autocompress.budgets import Budgets
+from autocompress.drop import Drop
 from autocompress.errors import NothingFitsError
 from autocompress.front import Front, fits, front_entries, front_entry, within_noise
 from autocompress.plan import Plan
@@ -374,3 +375,12 @@ def test_points_and_closest_have_a_half_each_of_what_can_be_graded(make_trial):
     few = Front((dense, *points, *closest[:2]), True)
     chosen = numbers(few.affordable(10))
     assert (sum(n < 20 for n in chosen), sum(n > 20 for n in chosen)) == (8, 2)
+
+
+def test_what_is_over_the_budgets_dominates_nothing_within_them(make_trial):
+    """Float weights are dropped by it. Oracle: by hand, the faster and better one is too large."""
+    within, over = make_trial(1, 0.5, 0.80), make_trial(2, 0.25, 0.90).replace(state="INFEASIBLE")
+    front = Front((make_trial(0, 1.0, 0.91, plan=Plan(), origin="dense"), within, over), True)
+    assert not front.clearly_dominated(within)
+    assert front.clearly_dominated(within.replace(state="INFEASIBLE"))
+    assert Front((within, over.replace(state="DONE")), True).clearly_dominated(within)

@@ -461,3 +461,84 @@ def test_report_is_written_and_names_the_run(run: autocompress.Run) -> None:
     page = run.report().read_text()
     assert run.folder.name in page
     assert all(trial.fingerprint in page for trial in run.trials)
+
+
+def test_settings_given_as_numbers_are_written_as_a_user_would(
+    task: autocompress.Task, tmp_path: Path, space: Path
+) -> None:
+    """So that the run's own file repeats it, and the same in other words is the same run."""
+    from autocompress.experiment import load_experiment
+
+    given = {"space": space, "hardware": "cpu-1-thread", "max_trials": 1}
+    run = autocompress.search(
+        task,
+        out=tmp_path / "run",
+        max_latency=1.0,
+        min_speedup=1,
+        max_size=50_000_000,
+        bank_limit=2_000_000_000,
+        **given,
+    )
+    settings = load_experiment(run.folder / "experiment.yaml", {})
+    asked = settings.max_latency, settings.min_speedup, settings.max_size, settings.bank_limit
+    assert asked == ("1s", "1x", "50000000B", "2000000000B")
+    again = {"max_latency": "1000ms", "min_speedup": "1", "max_size": "50MB", "bank_limit": "2GB"}
+    autocompress.search(task, out=run.folder, **again, **given)
+    with pytest.raises(RunMismatchError, match="max_size: '50000000B' there, '51MB' now"):
+        autocompress.search(task, out=run.folder, **{**again, "max_size": "51MB"}, **given)
+
+
+def test_a_size_that_nothing_takes_is_refused_with_the_reachable_range(
+    task: autocompress.Task, tmp_path: Path, space: Path
+) -> None:
+    with pytest.raises(
+        BudgetError, match=r"--max-size 0\.001 MB .* reachable here: [0-9.]+ MB .* to [0-9.]+ MB \(dense"
+    ):
+        autocompress.search(
+            task, out=tmp_path / "run", space=space, hardware="cpu-1-thread", max_size="1kB", max_trials=1
+        )
+
+
+@pytest.mark.parametrize(
+    "text", ["task: digits\n", "- a list\n", "task: [\n"], ids=["no run's", "no mapping", "broken"]
+)
+def test_an_experiment_that_no_search_wrote_is_named(task: autocompress.Task, tmp_path: Path, text: str) -> None:
+    (tmp_path / "experiment.yaml").write_text(text)
+    for use in (lambda: autocompress.search(task, out=tmp_path), lambda: autocompress.Run.open(tmp_path).front):
+        with pytest.raises(ConfigError, match=r"experiment\.yaml: (was not written by a search|cannot be read)"):
+            use()
+
+
+def test_shapes_are_timed_after_a_budget_was_corrected(
+    task: autocompress.Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refusal comes after the probe is written, and before layer shapes are timed."""
+    from autocompress import launch
+
+    fresh: list[bool] = []
+    timed = launch._shapes
+    monkeypatch.setattr(launch, "_shapes", lambda *given: (fresh.append(given[-1]), timed(*given))[1])
+    given = {"out": tmp_path / "run", "hardware": "cpu-1-thread", "max_trials": 1, "space": "bits"}
+    with pytest.raises(BudgetError):
+        autocompress.search(task, max_latency=1e-9, **given)
+    autocompress.search(task, max_latency=1.0, **given)
+    autocompress.search(task, max_latency=1.0, **{**given, "max_trials": 2})
+    assert fresh == [True, False]
+
+
+def test_a_resumed_search_compares_with_dense_on_the_same_device(tmp_path: Path) -> None:
+    """The probe's file says runtime and threads; on a GPU, dense on the processor would make everything fast."""
+    from types import SimpleNamespace
+
+    from autocompress import launch
+    from autocompress.measure.dense import DenseSetting
+    from autocompress.records import write_json
+    from autocompress.searching.probe import Probe
+    from autocompress.searching.status import Silent
+
+    probe = Probe((DenseSetting("onnxruntime", 1, 0.01, 1.0),), (), 0.001, 0.1, 0.01)
+    write_json(tmp_path / "probe.json", probe.to_json())
+    bench = SimpleNamespace(dense=SimpleNamespace(path=tmp_path / "probe.json"), best_dense=None)
+    shop = SimpleNamespace(root=tmp_path, profile=SimpleNamespace(device="cuda"), bench=bench)
+    assert launch._probe(shop, None, Silent()) == probe
+    assert str(bench.best_dense) == "onnxruntime on cuda"

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from autocompress.budgets import Budgets, parse_drop
+from autocompress.budgets import Budgets
+from autocompress.drop import parse_drop
 from autocompress.errors import NothingFitsError
 from autocompress.front import Front, front_entry
 from autocompress.layers import LayerTable

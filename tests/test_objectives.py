@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from autocompress.budgets import Budgets
+from autocompress.drop import Drop
 from autocompress.errors import ConfigError
 from autocompress.front import LEAST_GRADED, Front, front_entry
 from autocompress.objectives import OBJECTIVES, USUAL, Objectives, amount, read_objectives
@@ -113,6 +114,8 @@ def test_points_are_logarithms_of_ratios_to_dense(trials):
     assert BY_ALL.point(trials[1], trials[0]) == pytest.approx(expected)
     assert BY_ALL.point(trials[0], trials[0]) == (0.0, 0.9, 0.0, 0.0)
     assert BY_ALL.reference(0.9, True) == pytest.approx((CORNER, 0.8, CORNER, CORNER))
+    allowed = Objectives(allowed=Drop(0.3, relative=True), fraction=False)
+    assert allowed.reference(20.0, False) == pytest.approx((CORNER, 20.0 * (1 + 1.05 * 0.3)))
 
 
 def test_what_is_not_known_is_no_number(make, trials):

@@ -107,6 +107,22 @@ def test_log_ratio_of_what_is_no_ratio_is_no_number():
 
 
 @pytest.mark.parametrize(
+    ("dense", "maximize", "given", "quality"),
+    [
+        pytest.param(0.02, False, {"fraction": True}, 0.12, id="error_rate_ten_points"),
+        pytest.param(0.3, False, {"fraction": True}, 0.6, id="error_rate_doubled"),
+        pytest.param(0.0, False, {"fraction": True}, 0.1, id="no_error_at_all"),
+        pytest.param(0.88, True, {"fraction": False}, 0.704, id="correlation_a_fifth_worse"),
+        pytest.param(20.0, False, {"allowed": 6.0}, 26.3, id="beyond_what_is_allowed"),
+        pytest.param(20.0, False, {"allowed": 1.0}, 24.0, id="allowed_is_nearer"),
+        pytest.param(0.98, True, {"fraction": True, "allowed": 0.2}, 0.77, id="points_allowed"),
+    ],
+)
+def test_reference_point_of_what_is_known(dense, maximize, given, quality):
+    assert reference_point(dense, maximize, **given)[1] == pytest.approx(quality)
+
+
+@pytest.mark.parametrize(
     ("dense", "maximize", "quality"),
     [
         pytest.param(0.7, True, 0.4, id="error_doubled"),

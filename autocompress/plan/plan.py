@@ -71,6 +71,13 @@ class Plan:
         if faults:
             raise PlanError("; ".join(faults))
 
+    @property
+    def draws(self) -> bool:
+        """Whether what stays of the model depends on the seed: it is learned, or drawn at random."""
+        masks = [self.mask, *(lp.mask for lp in self.layers.values())]
+        scores = [prune.score for prune in self.groups.values()] + [mask.score for mask in masks if mask]
+        return self.learn is not None or "random" in scores
+
     def _strangers(self) -> Iterable[str]:
         """Faults of what is no record of the right kind."""
         yield from records(self, distill=(Distill,), mask=(GlobalMask,), learn=tuple(RECIPES.values()))

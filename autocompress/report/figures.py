@@ -116,7 +116,8 @@ def front_info(view: RunView) -> FrontInfo:
     place = {point.index: position for position, point in enumerate(points)}
     front = tuple(place[i] for i in words.front_indices(view) if i in place)
     percent = view.percent
-    y_range = _quality_range(points, view.quality_dense, view.maximize, percent)
+    corner = view.objectives.reference(view.quality_dense, view.maximize)[view.objectives.names.index("quality")]
+    y_range = _quality_range(points, view.quality_dense, corner, view.maximize, percent)
     shown = [p for p in points if y_range[0] <= p.quality <= y_range[1]]
     return FrontInfo(
         points,
@@ -190,9 +191,10 @@ def point_hover(view: RunView, trial: Trial) -> str:
     return "<br>".join([head, *(escape(row) for row in rows), f"<i>{trial.fingerprint}</i>"])
 
 
-def _quality_range(points: Sequence[FrontPoint], dense: float, maximize: bool, percent: bool) -> tuple[float, float]:
+def _quality_range(
+    points: Sequence[FrontPoint], dense: float, corner: float, maximize: bool, percent: bool
+) -> tuple[float, float]:
     """From the best point to the worst that is better than the hypervolume's corner; dense always inside."""
-    corner = pareto.reference_point(dense, maximize)[1]
     fair = [p for p in points if (p.quality >= corner) == maximize or p.quality == corner] or list(points)
     ends = [dense]
     for point in fair:

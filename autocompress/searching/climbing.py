@@ -230,7 +230,8 @@ class Climb:
         """The same structure with a recovery; None where this very one was evaluated."""
         level = self.space.rules.distill.steps.index(steps)
         distill = self.space.recovery_of({**settings, "steps": level}, trial.plan)
-        plan = replace(structure_of(trial.plan), distill=distill, seed=self._seed)
+        seed = trial.plan.seed if trial.plan.draws else self._seed
+        plan = replace(structure_of(trial.plan), distill=distill, seed=seed)
         return None if self._seen.proposed(plan) else Proposal(NO_PROPOSAL, plan, origin, rung)
 
     def time_for(self, rung: int) -> bool:

@@ -23,7 +23,7 @@ from autocompress.layers import LayerTable
 from autocompress.measure.dense import AnyBench
 from autocompress.measure.latency import Contestant, Setting
 from autocompress.measure.lock import lock_folder
-from autocompress.pipeline import Made, make
+from autocompress.pipeline import Made, dense_outputs, make
 from autocompress.plan import Plan
 from autocompress.records import Trial, write_atomic
 from autocompress.searching.rest import at_work
@@ -184,7 +184,7 @@ def work(kit: Kit, job: Job) -> Brought:
 
 
 def _to_bring(shop: Workshop, job: Job) -> Iterator[tuple[str, bytes]]:
-    """The candidate's own files, which go from here, and what is new in the bank."""
+    """The candidate's own files, which go from here, what is new in the bank, and what others are held against."""
     folder = shop.artifact_folder(job.plan, job.rung)
     if folder.is_dir():
         yield from _contents(shop.root, folder)
@@ -192,6 +192,8 @@ def _to_bring(shop: Workshop, job: Job) -> Iterator[tuple[str, bytes]]:
     for name, content in _contents(shop.root, shop.bank.folder):
         if Path(name).name not in job.known:
             yield name, content
+    if job.plan == Plan() and dense_outputs(shop).is_file():
+        yield str(dense_outputs(shop).relative_to(shop.root)), dense_outputs(shop).read_bytes()
 
 
 def _contents(root: Path, folder: Path) -> Iterator[tuple[str, bytes]]:
@@ -204,10 +206,13 @@ def _contents(root: Path, folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def job_of(plan: Plan, rung: int, shop: Workshop) -> Job:
-    """A candidate as the run's own process gives it away; what was learned for it before goes along."""
+    """A candidate as the run's own process gives it away; what was learned for it before goes along.
+
+    So does what the dense model says, by which it is known how far a candidate's predictions are from that.
+    """
     bank = shop.bank.folder
     known = frozenset(path.name for path in bank.glob("*"))
-    wanted: list[Path] = []
+    wanted = [dense_outputs(shop)] if dense_outputs(shop).is_file() else []
     if plan.learn:
         wanted += [*bank.glob("latency-fit-*.json"), *bank.glob("learned-*.json")]
     if plan.learn or plan.init:

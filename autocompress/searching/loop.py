@@ -306,8 +306,11 @@ class Loop:
         return trial.replace(state="INFEASIBLE", error="; ".join(self.budgets.lacks(trial, dense, maximize, part)))
 
     def _drop_dominated_weights(self) -> None:
-        """Float weights go when another candidate is clearly better in both: the plan can make them again."""
-        keep = {t.fingerprint for t in self.front.references}
+        """Float weights go when another candidate is clearly better in both: the plan can make them again.
+
+        Those of what may yet be graded stay: the best by quality were lucky, and others may come before them.
+        """
+        keep = {t.fingerprint for t in (*self.front.references, *self.front.promising)}
         for trial in self.front.measured:
             if trial.fingerprint in keep or trial.fingerprint in self._bare:
                 continue

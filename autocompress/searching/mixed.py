@@ -72,7 +72,7 @@ def make_solver(
 
     corners = corners_of(space)
     tables = tables_of(units, errors, predict, shop.table, around=min(corners, key=predict))
-    limits = limits_of(budgets, probe, rule, shop.table)
+    limits = limits_of(budgets, probe, rule, shop.table, shop.bench.dense.path.stat().st_size)
     return Solver(units, tables, rule, limits, corners=corners, lost=lost, trials=trials)
 
 
@@ -109,13 +109,28 @@ def check_size(space: SearchSpace) -> None:
         )
 
 
-def limits_of(budgets: Budgets, probe: Probe, rule: SolveRule, table: LayerTable) -> dict[str, float]:
-    """What the program must keep, a little less than what is asked; a drop of quality is judged by measuring only."""
+def limits_of(
+    budgets: Budgets, probe: Probe, rule: SolveRule, table: LayerTable, dense_bytes: int | None = None
+) -> dict[str, float]:
+    """What the program must keep, a little less than what is asked; a drop of quality is judged by measuring only.
+
+    Args:
+        budgets: asked by the user.
+        probe: of the run.
+        rule: of the space.
+        table: of the model.
+        dense_bytes: of the dense file, by which a budget of size is one of the weights' bytes; None where the program
+            is told of sizes in another way.
+    """
     seconds = [] if budgets.max_latency_s is None else [budgets.max_latency_s]
     if budgets.min_speedup is not None:
         seconds.append(probe.dense_latency_s * probe.dense[0].ratio / budgets.min_speedup)
     limits = {"latency": min(seconds) * (1 - MARGIN)} if seconds else {}
-    return limits if rule.max_size == 1 else {**limits, "size": rule.max_size * weight_bytes(Plan(), table)}
+    dense = weight_bytes(Plan(), table)
+    sizes = [] if rule.max_size == 1 else [rule.max_size * dense]
+    if budgets.max_size_bytes is not None and dense_bytes is not None:
+        sizes.append(budgets.max_size_bytes * (1 - MARGIN) - (dense_bytes - dense))
+    return {**limits, "size": min(sizes)} if sizes else limits
 
 
 def write_sensitivities(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from autocompress.budgets import Budgets, parse_bytes
 from autocompress.errors import ConfigError
@@ -57,7 +59,8 @@ class Order:
     @property
     def by_size(self) -> bool:
         """Whether bytes are an objective, so that a precision may be worth having where it is slow."""
-        return bool(self.objectives.more)
+        budgets = self.budgets
+        return bool(self.objectives.more) or (budgets.max_size_bytes, budgets.max_memory_bytes) != (None, None)
 
 
 def read_order(
@@ -85,7 +88,7 @@ def read_order(
     limit = parse_bytes(bank_limit) if isinstance(bank_limit, str) else bank_limit
     check_positive({"--bank-limit": limit})
     budgets = make_budgets(max_latency, min_speedup, max_drop, task.metric.points, max_size, max_memory)
-    wanted = read_objectives(objectives)
+    wanted = replace(read_objectives(objectives), fraction=task.metric.fraction, allowed=budgets.max_drop)
     _check_direction(task)
     if task.student is not None:
         raise ConfigError("search compresses the task's model; a student of its own is for autocompress.compress")
@@ -101,17 +104,17 @@ def read_order(
         **(source or {"task": task.name}),
         "space": str(space or rules.name),
         "hardware": str(hardware),
-        "max_latency": max_latency,
-        "min_speedup": min_speedup,
+        "max_latency": said(max_latency, "s"),
+        "min_speedup": said(min_speedup, "x"),
         "max_drop": max_drop,
-        "max_size": max_size,
-        "max_memory": max_memory,
+        "max_size": said(max_size, "B"),
+        "max_memory": said(max_memory, "B"),
         "objectives": objectives if objectives is None or isinstance(objectives, str) else list(objectives),
         "strategy": strategy,
         "sampler": sampler,
         "seed": seed,
         "warm_start": None if warm_start is None else str(warm_start),
-        "bank_limit": bank_limit,
+        "bank_limit": said(bank_limit, "B"),
         **more,
         "out": str(root),
     }
@@ -141,6 +144,13 @@ def _resolved(
         "space": rules.model_dump(mode="json"),
         "budgets": list(budgets.sentences()),
     }
+
+
+def said(value: str | float | None, unit: str) -> str | None:
+    """A setting as a user would write it, so that the run's own file says what was asked."""
+    if value is None or isinstance(value, str):
+        return value
+    return np.format_float_positional(value, trim="-") + unit
 
 
 def check_positive(numbers: Mapping[str, float | None]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -162,16 +162,21 @@ def _smallest(shop: Workshop, space: SearchSpace, precisions: tuple[PrecisionFac
     """
     kept = [fact for fact in precisions if fact.kept and fact.ratio is not None]
     fastest: list[Precision] = [min(kept, key=lambda fact: fact.ratio or 1.0).precision] if kept else []
+    for plan in _least(space, ("fp32", *fastest)):
+        built = build(Plan(plan.groups, plan.layers), shop, keep_weights=False)
+        yield shop.bench.measure(shop.root / built.path)
+
+
+def _least(space: SearchSpace, precisions: Sequence[Precision]) -> Iterator[Plan]:
+    """The least of everything that a space holds, in each precision, with full and with least rank."""
     gone = tuple(group.name for group in space.table.groups if group.removable)
     plans = dict.fromkeys(
         space.decode(space.uniform(0.0, precision, rank, removed=gone), learn=False)
-        for precision in ("fp32", *fastest)
+        for precision in precisions
         for rank in (0.0, 1.0)
     )
-    plans.update(dict.fromkeys(plan for precision in ("fp32", *fastest) for plan in _most_learned(space, precision)))
-    for plan in plans:
-        built = build(Plan(plan.groups, plan.layers), shop, keep_weights=False)
-        yield shop.bench.measure(shop.root / built.path)
+    plans.update(dict.fromkeys(plan for precision in precisions for plan in _most_learned(space, precision)))
+    yield from plans
 
 
 def _most_learned(space: SearchSpace, precision: Precision) -> Iterator[Plan]:
@@ -185,6 +190,28 @@ def _most_learned(space: SearchSpace, precision: Precision) -> Iterator[Plan]:
     gone = removed_layers(Plan(groups), space.table)
     bits = space.decode(space.uniform(precision=precision), learn=False).layers
     yield Plan(groups, {name: lp for name, lp in bits.items() if name not in gone})
+
+
+def check_size_reachable(probe: Probe, shop: Workshop, space: SearchSpace, budgets: Budgets) -> None:
+    """Refuse a size that not even the least of everything takes, in any precision, with full and with least rank.
+
+    Raises:
+        BudgetError: names the reachable range.
+    """
+    most = budgets.max_size_bytes
+    if most is None:
+        return
+    dense = shop.bench.dense.path.stat().st_size
+    if most >= dense:
+        return
+    running = [fact.precision for fact in probe.precisions if fact.ratio is not None]
+    plans = dict.fromkeys(Plan(plan.groups, plan.layers) for plan in _least(space, ("fp32", *running)))
+    least = min(build(plan, shop, keep_weights=False).size_bytes for plan in plans)
+    if most < REACH * least:
+        raise BudgetError(
+            f"--max-size {most / 1e6:.3g} MB is under what any candidate reaches; reachable here: {least / 1e6:.3g} MB "
+            f"(the smallest candidate of the space, untrained) to {dense / 1e6:.3g} MB (dense)"
+        )
 
 
 def probe_precisions(shop: Workshop, space: SearchSpace, say: Callable[[str], None]) -> tuple[PrecisionFact, ...]:

@@ -85,8 +85,8 @@ class Stages:
 
     @property
     def stagnates(self) -> bool:
-        """Whether the last candidates, as many as there is patience for, added next to nothing."""
-        if len(self._volumes) <= self._patience:
+        """Whether the last candidates, as many as there is patience for, added next to nothing to something."""
+        if len(self._volumes) <= self._patience or self._volumes[-1] <= 0:  # 0: nothing within the budgets yet
             return False
         return self._volumes[-1] <= (1 + GROWTH) * self._volumes[-1 - int(self._patience)]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from autocompress.budgets import Budgets, Drop
+from autocompress.budgets import Budgets
+from autocompress.drop import Drop
 from autocompress.front import Front
 from autocompress.records import Trial
 
@@ -89,4 +90,4 @@ def _drop_limit(front: Front, budgets: Budgets, metric: Metric) -> float:
     if dense is None or dense.quality is None:
         return 0.01
     drop = budgets.max_drop or Drop(0.01, relative=not metric.fraction)
-    return drop.amount * abs(dense.quality) if drop.relative else drop.amount
+    return drop.of(dense.quality)

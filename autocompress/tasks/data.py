@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,10 +36,6 @@ class Wanted:
     role: str
     name: str | None
     guesses: tuple[str, ...]
-
-
-#: Where labels usually stand.
-LABEL_COLUMNS = ("label", "labels", "class", "target")
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +127,22 @@ def _rows(source: str | Path, split: str, rows: Any, names: Mapping[str, str]) -
         encoded = isinstance(rows.features[name], datasets.Image)
         columns[role] = list((rows.cast_column(name, datasets.Image(decode=False)) if encoded else rows)[name])
     return Rows(columns, f"{source}: split {split!r}", range(len(rows)))
+
+
+def decoded(image: Any, where: str) -> Any:
+    """The picture that a value of an image column stands for; what is no such value, as it is.
+
+    Raises:
+        DataError: it cannot be read; names where it stands.
+    """
+    import datasets
+
+    if not isinstance(image, dict):
+        return image
+    try:
+        return datasets.Image().decode_example(image)
+    except Exception as fault:  # of the picture's own format
+        raise DataError(f"{where}: the image cannot be read: {fault}") from fault
 
 
 def _unread(raw: Mapping[str, Any], role: str, names: Mapping[str, str]) -> Iterator[str]:
@@ -341,84 +353,3 @@ def _complete(
         canonical["train"] = train.take(sorted(order[count:]))
         notes.append(f"no {name} split: {count} of the {total} train rows were cut off for it with seed {seed}")
     return Splits(canonical["train"], canonical["validation"], canonical["test"], tuple(notes), label_names)
-
-
-@dataclass(frozen=True)
-class Labels:
-    """Class numbers of each split, and what there is to say of how they were told."""
-
-    train: list[int]
-    validation: list[int]
-    test: list[int]
-    notes: tuple[str, ...] = ()
-
-
-def class_labels(splits: Splits, classes: Sequence[str], source: str | Path) -> Labels:
-    """The labels of the splits as the model's class numbers.
-
-    Where the data brings names for its numbers, these are held against the model's, in any case of letters. Where none
-    of them is a name of the model's, but there are as many, its numbers are taken as they are, which a note says.
-
-    Raises:
-        DataError: a label is no class of the model, or the data's classes cannot be the model's.
-    """
-    order, notes = _class_order(splits.label_names, classes, source)
-    found = []
-    for rows in (splits.train, splits.validation, splits.test):
-        given = [order[label] if label in order else label for label in rows["label"]] if order else rows["label"]
-        found.append(class_numbers(given, classes, rows.place))
-    return Labels(*found, notes)
-
-
-def _class_order(
-    names: Sequence[str], classes: Sequence[str], source: str | Path
-) -> tuple[dict[Any, str], tuple[str, ...]]:
-    """The data's number to the model's class name, nothing where it is taken as it is; and notes."""
-    ours = {name.casefold(): name for name in classes}
-    shared = {number: ours[name.casefold()] for number, name in enumerate(names) if name.casefold() in ours}
-    if len(shared) == len(names):
-        return shared, ()
-    if shared or len(names) != len(classes):
-        raise DataError(
-            f"{source}: its {len(names)} classes ({_few(names)}) are not the model's {len(classes)} ({_few(classes)}); "
-            "give labels by the model's names"
-        )
-    pairs = [f"{name} is {model}" for name, model in zip(names, classes, strict=True)]
-    return {}, (f"labels are taken by number, since the data's names are not the model's: {_few(pairs)}",)
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(list(names)[:6]) + (", …" if len(names) > 6 else "")
-
-
-def class_numbers(labels: Sequence[Any], classes: Sequence[str], place: Callable[[int], str]) -> list[int]:
-    """Labels, given as numbers or as class names, as class numbers.
-
-    Where all names are numbers themselves, such as the stars of a review, a label is always a name.
-
-    Args:
-        labels: as they were read; a column of numbers with gaps is read as floats.
-        classes: names in the order of the model's logits.
-        place: gives where a row was read.
-
-    Raises:
-        DataError: a label is no class of the model; names the row and the classes.
-    """
-    by_name = {name: number for number, name in enumerate(classes)}
-    named = all(name.isdecimal() for name in classes)
-    numbers = []
-    for row, label in enumerate(labels):
-        number = label
-        if isinstance(label, float) and label.is_integer():
-            number = int(label)
-        if isinstance(number, str):
-            number = by_name.get(number, int(number) if number.isdecimal() and not named else None)
-        elif named and isinstance(number, int | np.integer) and not isinstance(number, bool):
-            number = by_name.get(str(number))
-        if isinstance(number, bool) or not isinstance(number, int | np.integer) or not 0 <= number < len(classes):
-            either = "" if named else f"0 to {len(classes) - 1}, or "
-            raise DataError(
-                f"{place(row)}: label {label!r} is none of the model's {len(classes)} classes ({either}{_few(classes)})"
-            )
-        numbers.append(int(number))
-    return numbers

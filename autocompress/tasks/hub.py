@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from autocompress.errors import ModelError
@@ -33,7 +32,7 @@ def load_pretrained(auto_class: Any, source: str | Path, **options: Any) -> Any:
         raise ModelError(f"--model {source}: not a Hugging Face folder (it holds no config.json)")
     try:
         return auto_class.from_pretrained(path.expanduser() if path.expanduser().is_dir() else str(source), **options)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as fault:
+    except Exception as fault:  # transformers lets through those of several libraries
         reason = str(fault).strip().splitlines()[0] if str(fault).strip() else type(fault).__name__
         if path.is_dir():
             raise ModelError(f"--model {source}: {auto_class.__name__} cannot load it: {reason}") from fault
@@ -58,7 +57,9 @@ def load_model(auto_class: Any, source: str | Path, trained: bool = True) -> nn.
     model, told = load_pretrained(
         auto_class, source, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
     )
-    lacking = sorted({*told["missing_keys"], *(key if isinstance(key, str) else key[0] for key in told["mismatched_keys"])})
+    lacking = sorted(
+        {*told["missing_keys"], *(key if isinstance(key, str) else key[0] for key in told["mismatched_keys"])}
+    )
     if trained and lacking:
         shown = ", ".join(lacking[:4]) + (f" and {len(lacking) - 4} more" if len(lacking) > 4 else "")
         raise ModelError(

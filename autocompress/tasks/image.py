@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from autocompress.errors import DataError
-from autocompress.tasks.data import LABEL_COLUMNS, Rows, Wanted, class_labels, load_splits
+from autocompress.tasks.data import Rows, Wanted, decoded, load_splits
 from autocompress.tasks.hub import class_names, load_model, load_pretrained
+from autocompress.tasks.labels import LABEL_COLUMNS, class_labels
 from autocompress.tasks.task import Examples, Snippet, Task
 
 IMAGE_COLUMNS = ("image", "img", "pixel_values", "picture")
@@ -32,13 +33,7 @@ class _Images:
         return len(self.rows["image"])
 
     def __getitem__(self, index: int) -> Tensor:
-        from datasets import Image
-
-        image = self.rows["image"][index]
-        try:
-            image = Image().decode_example(image) if isinstance(image, dict) else image
-        except Exception as fault:  # of the image's own format
-            raise DataError(f"{self.rows.place(index)}: the image cannot be read: {fault}") from fault
+        image = decoded(self.rows["image"][index], self.rows.place(index))
         if not hasattr(image, "convert"):
             raise DataError(f"{self.rows.place(index)}: not an image, but {type(image).__name__}")
         pixels: Tensor = self.processor(image.convert("RGB"), return_tensors="pt")["pixel_values"][0]

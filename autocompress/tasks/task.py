@@ -397,7 +397,7 @@ def logits_of(output: Any) -> Tensor:
 
 
 def end_to_end(column: Column, batch: int, length: int) -> Tensor:
-    """Samples ``(positions, …)`` laid end to end, again from the first where they are too few: ``(batch, length, …)``."""
+    """Samples ``(positions, …)`` laid end to end, in turn as often as it takes: ``(batch, length, …)``."""
     pieces: list[Tensor] = []
     total, row = 0, 0
     while total < batch * length:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from autocompress.errors import DataError, ModelError
-from autocompress.tasks.data import LABEL_COLUMNS, Rows, Wanted, class_labels, load_splits
+from autocompress.tasks.data import Rows, Wanted, load_splits
 from autocompress.tasks.hub import class_names, load_model, load_pretrained
+from autocompress.tasks.labels import LABEL_COLUMNS, class_labels
 from autocompress.tasks.task import Examples, Inputs, Snippet, Task, end_to_end
 
 TEXT_COLUMNS = ("sentence", "text", "content", "review")

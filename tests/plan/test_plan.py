@@ -408,3 +408,18 @@ def test_a_written_plan_reads_the_same_with_and_without_its_table(wide, data):
     layers = dict(zip((layer.name for layer in wide.layers), plan.layers.values(), strict=False))
     whole = Plan(named if not plan.init else {}, layers, init=plan.init)
     assert plan_from_json(whole.to_json(), table=wide) == plan_from_json(whole.to_json()) == whole
+
+
+@pytest.mark.parametrize(
+    ("plan", "draws"),
+    [
+        (Plan(), False),
+        (Plan({"g": Prune(2)}), False),
+        (Plan({"g": Prune(2, score="random")}), True),
+        (Plan(layers={"a": LayerPlan(mask=Mask(0.5, score="random"))}), True),
+        (Plan(mask=GlobalMask(0.5, score="random")), True),
+        (Plan(learn=Cofi(sparsity=0.5)), True),
+    ],
+)
+def test_whether_structure_depends_on_the_seed(plan: Plan, draws: bool) -> None:
+    assert plan.draws is draws

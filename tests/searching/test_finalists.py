@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autocompress.budgets import Budgets, Drop
+from autocompress.budgets import Budgets
+from autocompress.drop import Drop
 from autocompress.plan import Plan
 from autocompress.records import Trial, read_trials, write_scores
 from autocompress.run import final_front

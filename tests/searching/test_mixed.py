@@ -148,6 +148,9 @@ def test_a_budget_becomes_a_limit_with_a_margin(table) -> None:
     assert limits_of(both, PROBE, rule, table) == {"latency": pytest.approx(0.004 * 0.98)}
     size = limits_of(Budgets(), PROBE, SolveRule(max_size=0.25), table)
     assert size == {"size": weight_bytes(Plan(), table) / 4}
+    dense = weight_bytes(Plan(), table)  # beside the weights, the file has 500 bytes
+    size = limits_of(Budgets(max_size_bytes=2000), PROBE, SolveRule(max_size=0.9), table, dense + 500)
+    assert size == {"size": pytest.approx(min(0.9 * dense, 0.98 * 2000 - 500))}
 
 
 @pytest.mark.parametrize(

@@ -218,6 +218,20 @@ def test_files_travel_where_the_run_folder_is_not_seen(
     assert not any(name.startswith("bank/") for name in again.files), "what is at home is not brought again"
 
 
+def test_what_dense_says_travels_so_that_others_are_held_against_it(make_shop: MakeShop) -> None:
+    """Else only the machine that scored dense would know how far candidates are from it. Oracle: found at home."""
+    home, there = make_shop(), make_shop("there")
+    kit = pack(home, 1)
+    dense = work(kit, job_of(Plan(), 0, home))
+    assert dense.made.trial.divergence == 0.0
+    write_files(home.root, dense.files)
+    kit = pack(home, 1)  # another machine, which has not scored it
+    brought = work(kit, job_of(PLANS[1], 0, home)).made.trial
+    assert brought.divergence is not None
+    assert brought.divergence > 0
+    assert there.root != home.root
+
+
 def test_nothing_travels_where_the_run_folder_is_seen(make_shop: MakeShop) -> None:
     shop = make_shop()
     kit = pack(shop, 1)

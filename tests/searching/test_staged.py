@@ -714,3 +714,15 @@ def test_what_failed_is_not_proposed_again(world, journal):
     rest = made.follow(made.staged(journal), most=20)
     assert rest
     assert len({t.fingerprint for t in made.trials}) == len(made.trials)
+
+
+def test_what_is_recovered_is_the_structure_that_was_measured(world, journal):
+    """With another seed, what is drawn by it would be another structure; all other recoveries follow the search's."""
+    made = world()
+    staged = made.staged(journal, seed=3)
+    plain, drawn = (Plan({"net.0.mlp/neurons": Prune(4, score=score)}) for score in ("obs", "random"))
+    for plan, seed in ((plain, 3), (drawn, 0)):
+        trial = made.trial(Proposal(-1, plain, "sampled")).replace(plan=plan)
+        proposal = staged.climb._recovery(trial, {}, made.space.steps[0], 1, "recovered")
+        assert proposal.plan.seed == seed
+        assert proposal.plan.groups == plan.groups

@@ -76,3 +76,15 @@ def test_too_little_patience_is_refused():
     check_patience(5)
     with pytest.raises(ConfigError, match="--patience must be 5 candidates or more, but got 4"):
         check_patience(4)
+
+
+def test_nothing_within_the_budgets_is_no_stagnation():
+    """Patience is with what adds nothing; where there is nothing yet, only the time ends a search."""
+    stages = Stages(patience=5)
+    stages.begin(0.0)
+    for _ in range(20):
+        stages.candidate(0.0)
+    assert not stages.stagnates
+    for volume in (0.2, *[0.2] * 5):
+        stages.candidate(volume)
+    assert stages.stagnates

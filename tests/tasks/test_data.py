@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from autocompress.errors import DataError
-from autocompress.tasks.data import LABEL_COLUMNS, Splits, Wanted, class_labels, class_numbers, load_splits
+from autocompress.tasks.data import Splits, Wanted, load_splits
+from autocompress.tasks.labels import LABEL_COLUMNS, class_labels, class_numbers
 
 COLUMNS = (Wanted("text", None, ("sentence", "text")), Wanted("label", None, LABEL_COLUMNS))
 

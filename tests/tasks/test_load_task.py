@@ -85,7 +85,9 @@ def test_a_users_file_finds_its_neighbours_and_may_hold_dataclasses(tmp_path: Pa
     import cloudpickle
 
     (tmp_path / "neighbour_of_mine.py").write_text("WIDTH = 2\n")
-    head = "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom neighbour_of_mine import WIDTH\n"
+    head = (
+        "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom neighbour_of_mine import WIDTH\n"
+    )
     body = FILE.replace("nn.Linear(2, 2)", "nn.Linear(WIDTH, 2)")
     path = tmp_path / "apart.py"
     path.write_text(head + body + "\n@dataclass\nclass Settings:\n    width: int = WIDTH\n")
