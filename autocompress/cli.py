@@ -250,8 +250,9 @@ def pick(
     )
     figures = picked.figures
     print(f"{figures['fingerprint']}: {figures['what']}")
+    source = "" if figures["latency_source"] == "measured" else f"{figures['latency_source']}, not measured: "
     print(
-        f"{1 / figures['latency_ratio_best_dense']:.2f}x faster than the fastest dense fp32, "
+        f"{source}{1 / figures['latency_ratio_best_dense']:.2f}x faster than the fastest dense fp32, "
         f"{figures['drop_points_validation']:+.2f} points lost on validation"
         + (f", {figures['drop_points_test']:+.2f} on test" if figures["drop_points_test"] is not None else "")
     )

@@ -321,6 +321,8 @@ def front_entry(trial: Trial, front: Front, on_front: bool) -> dict[str, Any]:
         "quality_select": trial.quality,
         "quality_confirm": trial.quality_confirm,
         "quality_test": trial.quality_test,
+        "stderr_validation": trial.stderr_on(front.part),
+        "stderr_test": trial.quality_test_stderr,
         "quality_dense_test": dense_test,
         "drop_points_validation": front.points_per_unit * drop if drop is not None else None,
         "drop_points_test": drop_test,

@@ -30,8 +30,8 @@ CARD = """\
 | | this model | dense fp32 |
 |---|---|---|
 | latency, {runtime}, {threads} thread(s) | {latency_ms:.3g} ms | {dense_ms} |
-| latency ratio to dense in the same runtime | {ratio:.3f} ({ratio_low:.3f} to {ratio_high:.3f}) | 1 |
-| latency ratio to the fastest dense fp32 | {best:.3f} ({best_low:.3f} to {best_high:.3f}) | 1 |
+| latency ratio to dense in the same runtime | {ratio} | 1 |
+| latency ratio to the fastest dense fp32 | {best} | 1 |
 | {metric}, {split} | {validation} | {dense_validation} |
 | {metric}, test (shown, not used to choose) | {test} | {dense_test} |
 | {graded} | {size} | {dense_size} |
@@ -304,6 +304,12 @@ def _card(
     def shown(value: float | None) -> str:
         return "–" if value is None else f"{value:.4g}"
 
+    def quality(value: float | None, stderr: float | None) -> str:
+        return shown(value) + ("" if value is None or stderr is None else f" ± {stderr:.2g}")
+
+    def ratio(value: float, low: float, high: float) -> str:
+        return f"{value:.3f} ({f'{low:.3f} to {high:.3f}' if latency.source == 'measured' else latency.source})"
+
     def megabytes(owner: Trial | None) -> str:
         return f"{owner.artifact.size_bytes / 1e6:.2f} MB" if owner and owner.artifact else "–"
 
@@ -318,17 +324,13 @@ def _card(
         threads=latency.threads,
         latency_ms=latency.latency_s * 1e3,
         dense_ms=f"{dense.latency.latency_s * 1e3:.3g} ms" if dense and dense.latency else "–",
-        ratio=latency.ratio,
-        ratio_low=latency.ratio_low,
-        ratio_high=latency.ratio_high,
-        best=latency.ratio_best_dense,
-        best_low=latency.ratio_best_dense_low,
-        best_high=latency.ratio_best_dense_high,
+        ratio=ratio(latency.ratio, latency.ratio_low, latency.ratio_high),
+        best=ratio(latency.ratio_best_dense, latency.ratio_best_dense_low, latency.ratio_best_dense_high),
         metric=resolved["metric"],
         split="validation" if trial.quality_confirm is None else f"validation ({front.part} part)",
-        validation=shown(front.quality(trial)),
+        validation=quality(front.quality(trial), trial.stderr_on(front.part)),
         dense_validation=shown(front.quality(dense) if dense else None),
-        test=shown(trial.quality_test),
+        test=quality(trial.quality_test, trial.quality_test_stderr),
         dense_test=shown(dense.quality_test if dense else None),
         graded=_GRADED.get(trial.artifact.format, "file"),
         size=megabytes(trial),

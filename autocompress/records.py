@@ -137,7 +137,7 @@ class Trial:
         quality: the task's metric on the artefact, select part of validation (all of it in old runs).
         quality_stderr: its standard error, where the metric is a mean over samples.
         quality_confirm, quality_confirm_stderr: the same on the confirm part; None in old runs.
-        quality_test: the same on the test split; only set for finalists, never used to choose.
+        quality_test, quality_test_stderr: the same on the test split; only set for finalists, never used to choose.
         divergence: mean KL(dense ‖ artefact) of its predictions on the select part, in nats; None where they are too
             many to keep.
         latency, artifact: None unless measured.
@@ -158,6 +158,7 @@ class Trial:
     quality_confirm: float | None = None
     quality_confirm_stderr: float | None = None
     quality_test: float | None = None
+    quality_test_stderr: float | None = None
     divergence: float | None = None
     latency: Latency | None = None
     artifact: Artifact | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ import yaml
 from autocompress.budgets import Budgets, parse_bytes, parse_seconds, parse_speedup
 from autocompress.drop import parse_drop
 from autocompress.elsewhere import MEASURED, read_elsewhere
-from autocompress.errors import ConfigError, near
+from autocompress.errors import ConfigError, NothingFitsError, near
 from autocompress.found import LOSSES, SEARCH, Found, read_found, read_losses
 from autocompress.front import Front, front_entries
 from autocompress.layers import LayerTable
@@ -160,7 +161,10 @@ class Run:
         front, resolved = self.front, self.experiment["resolved"]
         dense = front.dense
         budgets = budgets_of(self.experiment)
-        nearest = None
+        nearest = answer = None
+        if budgets and front.points:
+            with contextlib.suppress(NothingFitsError):
+                answer = front.choose(budgets).fingerprint
         if not front.points and dense is not None:
             miss = front.nearest_miss(budgets)
             nearest = (miss.fingerprint, miss.error or "it is over the budgets")
@@ -186,6 +190,7 @@ class Run:
             divided=_divided(resolved),
             ties=front.ties,
             objectives=front.objectives,
+            answer=answer,
             stages=tuple(self.state.get("stages", ())),
             found=self.found,
             losses=read_losses(self.folder / LOSSES),

@@ -68,7 +68,7 @@ def _rows(view: RunView, trial: Trial) -> list[tuple[str, str]]:
     rows = _latency_rows(trial.latency) if trial.latency else []
     rows += [
         *_validation_rows(view, trial),
-        ("Test", words.quality(view, trial.quality_test)),
+        ("Test", words.quality(view, trial.quality_test, trial.quality_test_stderr)),
         ("– change", words.change(view, trial.quality_test, view.quality_dense_test)),
     ]
     if trial.artifact:

@@ -177,7 +177,7 @@ def point_hover(view: RunView, trial: Trial) -> str:
     head = "<br>".join(f"<b>{escape(line)}</b>" for line in lines)
     rows = [
         f"{words.milliseconds(latency.latency_s)} · {words.speed_up_text(latency)} the fastest dense fp32",
-        f"ratio {words.number(latency.ratio_best_dense)} ({words.interval(low, high)})",
+        f"ratio {words.number(latency.ratio_best_dense)} ({words.doubt(latency, low, high)})",
         f"{words.validation(view)} {words.quality(view, view.quality_of(trial), trial.stderr_on(view.part))}"
         f" ({words.change(view, view.quality_of(trial), view.quality_dense)})",
     ]
@@ -185,7 +185,8 @@ def point_hover(view: RunView, trial: Trial) -> str:
         rows.append(f"tied with candidate {tied}, which is faster")
     if words.known(trial.quality_test):
         test = words.change(view, trial.quality_test, view.quality_dense_test)
-        rows.append(f"test {words.quality(view, trial.quality_test)}" + (f" ({test})" if test != words.MISSING else ""))
+        graded = words.quality(view, trial.quality_test, trial.quality_test_stderr)
+        rows.append(f"test {graded}" + (f" ({test})" if test != words.MISSING else ""))
     if trial.artifact:
         rows.append(words.size(trial.artifact.size_bytes))
     return "<br>".join([head, *(escape(row) for row in rows), f"<i>{trial.fingerprint}</i>"])

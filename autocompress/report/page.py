@@ -168,7 +168,8 @@ def _tiles(view: RunView, head: words.Headline) -> str:
         (
             f"{view.metric}, test",
             words.change(view, trial.quality_test, view.quality_dense_test),
-            f"{words.quality(view, view.quality_dense_test)} → {words.quality(view, trial.quality_test)}",
+            f"{words.quality(view, view.quality_dense_test)} → "
+            f"{words.quality(view, trial.quality_test, trial.quality_test_stderr)}",
         ),
     ]
     if trial.artifact:
@@ -294,11 +295,11 @@ def _seconds_section(view: RunView) -> str:
 
 
 def _facts(view: RunView) -> Iterator[str]:
-    probe = _dense_facts(view.probe) + _precision_facts(view.probe)
+    probe = _dense_facts(view.probe) + _precision_facts(view.probe, words.source(view))
     if probe:
         yield _section(
             "What this device can do",
-            '<p class="note">Measured before the search, with the dense model.</p>' + probe,
+            f'<p class="note">{words.probed(view)}</p>{probe}',
         )
     settings = [("Environment", view.environment), ("Experiment", view.experiment)]
     shown = [_section(title, _key_table(data)) for title, data in settings if data]
@@ -335,14 +336,16 @@ def _reachable_words(reachable: Mapping[str, Any]) -> str:
     )
 
 
-def _precision_facts(probe: Mapping[str, Any]) -> str:
+def _precision_facts(probe: Mapping[str, Any], source: str) -> str:
     rows = []
     for level in probe.get("precisions") or []:
         kept = level.get("kept")
         badge = "" if kept is None else f'<span class="badge {"kept" if kept else "dropped"}">'
         badge += "" if kept is None else f"{'kept' if kept else 'dropped'}</span>"
         low, high = level.get("low"), level.get("high")
-        doubt = f' <span class="sub">{words.interval(low, high)}</span>' if low is not None and high is not None else ""
+        doubt = ""
+        if low is not None and high is not None:
+            doubt = f' <span class="sub">{words.interval(low, high) if source == "measured" else source}</span>'
         rows.append(
             [_text(level.get("precision")), words.number(level.get("ratio")) + doubt, badge, _text(level.get("why"))]
         )

@@ -48,6 +48,8 @@ class RunView:
         losses: what single choices lose.
         ties: fingerprint of a point of the front to those whose quality it is not shown to exceed.
         objectives: by which the trials are compared.
+        answer: fingerprint of what answers the budgets, as ``autocompress pick`` chooses it; None where nothing was
+            asked, or nothing fits.
     """
 
     name: str
@@ -71,6 +73,7 @@ class RunView:
     divided: bool = False
     ties: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     objectives: Objectives = USUAL
+    answer: str | None = None
     stages: tuple[Mapping[str, Any], ...] = ()
     found: Found = field(default_factory=Found)
     losses: tuple[Loss, ...] = ()
@@ -86,7 +89,9 @@ class RunView:
 
     @cached_property
     def percent(self) -> bool:
-        """Whether the metric is a share: maximized, and every known value in [0, 1]."""
+        """Whether the metric is a share; where nobody said, one that is maximized, with every known value in [0, 1]."""
+        if self.objectives.fraction is not None:
+            return self.objectives.fraction
         values = [self.quality_dense, self.quality_dense_test]
         values += [q for t in self.trials for q in (t.quality, t.quality_confirm, t.quality_test)]
         return self.maximize and all(0.0 <= v <= 1.0 for v in values if v is not None and math.isfinite(v))

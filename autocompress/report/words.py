@@ -103,6 +103,14 @@ def how_timed(view: RunView) -> str:
     return HOW_TIMED[source(view)]
 
 
+def probed(view: RunView) -> str:
+    """What is said of what the search began with."""
+    where = source(view)
+    if where == "measured":
+        return "Measured before the search, with the dense model."
+    return f"Before the search, with the dense model; {where}, not measured."
+
+
 def quality(view: RunView, value: float | None, stderr: float | None = None) -> str:
     """A quality, such as ``97.2 %`` or ``97.2 ± 0.5 %``; raw numbers for metrics that are no share."""
     if value is None or not math.isfinite(value):
@@ -198,7 +206,13 @@ class Headline:
 
 
 def headline(view: RunView) -> Headline:
-    """The fastest front point that loses at most 1 point on validation; or what stands in its way."""
+    """What answers the budgets; else the fastest front point that loses at most 1 point on validation.
+
+    Where there is no such point, what stands in its way.
+    """
+    answers = [i for i in front_indices(view) if view.trials[i].fingerprint == view.answer]
+    if answers and view.trials[answers[0]].origin != "dense":
+        return _result(view, answers[0])
     front = [i for i in front_indices(view) if view.trials[i].origin != "dense"]
     within = [i for i in front if drop(view, view.trials[i]) <= HEADLINE_DROP + 1e-9]
     faster = [i for i in within if _ratio(view.trials[i]) < 1]

@@ -115,7 +115,8 @@ class Grading:
             self._say(f"final grading of {trial.fingerprint} failed: {type(fault).__name__}: {fault}")
             return
         self._took_s.append(time.perf_counter() - begun)
-        self._keep(trial.replace(latency=latency, quality_test=test.value), self._took_s[-1])
+        found = trial.replace(latency=latency, quality_test=test.value, quality_test_stderr=test.stderr)
+        self._keep(found, self._took_s[-1])
 
 
 def mean_seconds(trials: Sequence[Trial], stage: str) -> float:

@@ -131,8 +131,9 @@ def run_probe(shop: Workshop, space: SearchSpace, path: Path, say: Callable[[str
     """
     dense = find_best_dense(shop.bench)
     shop.bench.best_dense = Setting(dense[0].runtime, dense[0].threads, shop.profile.device)
+    how = _how(shop)
     for item in dense:
-        say(f"dense fp32, {Setting(item.runtime, item.threads)}: {item.latency_s * 1e3:.3g} ms")
+        say(f"dense fp32, {Setting(item.runtime, item.threads)}: {item.latency_s * 1e3:.3g} ms{how}")
     precisions = probe_precisions(shop, space, say)
     smallest = list(_smallest(shop, space, precisions))
     latency = min(smallest, key=lambda found: found.ratio_best_dense)
@@ -150,9 +151,15 @@ def run_probe(shop: Workshop, space: SearchSpace, path: Path, say: Callable[[str
         say(f"KL to dense after a short recovery, by learning rate: {said}; {probe.learning_rate:.2g} leads")
     say(
         f"reachable: {latency.latency_s * 1e3:.3g} ms (the smallest candidate, "
-        f"{1 / latency.ratio_best_dense:.3g}x) to {profile_dense.latency_s * 1e3:.3g} ms (dense)"
+        f"{1 / latency.ratio_best_dense:.3g}x) to {profile_dense.latency_s * 1e3:.3g} ms (dense){how}"
     )
     return probe
+
+
+def _how(shop: Workshop) -> str:
+    """What is said beside a latency that is not measured."""
+    source = shop.profile.latencies
+    return "" if source == "measured" else ", predicted" if source == "analytic" else f", {source}"
 
 
 def _smallest(shop: Workshop, space: SearchSpace, precisions: tuple[PrecisionFact, ...]) -> Iterator[Latency]:
@@ -237,7 +244,7 @@ def probe_precisions(shop: Workshop, space: SearchSpace, say: Callable[[str], No
             continue
         kept = latency.ratio_low <= heavier_ratio
         why = "" if kept else f"slower than {heavier} ({latency.ratio:.2f} against {heavier_ratio:.2f} of dense)"
-        say(f"{precision}: {latency.ratio:.2f} of dense" + ("" if kept else f", dropped: {why}"))
+        say(f"{precision}: {latency.ratio:.2f} of dense{_how(shop)}" + ("" if kept else f", dropped: {why}"))
         facts.append(PrecisionFact(precision, latency.ratio, latency.ratio_low, latency.ratio_high, kept, why))
         if kept:
             heavier, heavier_ratio = precision, latency.ratio

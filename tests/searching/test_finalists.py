@@ -53,7 +53,7 @@ def graded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return replace(trial.latency, tier="report")
 
     monkeypatch.setattr(searching, "measure_again", time_again)
-    monkeypatch.setattr(searching, "score_artifact", lambda *_: SimpleNamespace(value=0.5))
+    monkeypatch.setattr(searching, "score_artifact", lambda *_: SimpleNamespace(value=0.5, stderr=0.01))
     monkeypatch.setattr(Loop, "proposer", lambda _self: None)
     return numbers
 
