@@ -54,6 +54,10 @@ PLAN = "plan"
 #: Proposals in a row that were all evaluated before, after which the space counts as exhausted.
 MAX_REPEATS = 200
 
+#: Repetitions in a row after which a plan is drawn at random: a sampler may settle on what it knows, the space unseen.
+#: Half as many the next time, until it proposes something new itself.
+SETTLED = 16
+
 
 @dataclass(frozen=True)
 class Proposal:
@@ -124,7 +128,9 @@ class Controller:
                 directions=["maximize" if more else "minimize" for more in objectives.directions(maximize)],
                 load_if_exists=True,
             )
-        self._study.sampler = make_sampler(sampler, seed + self.proposals, workers)
+        self._sampler = make_sampler(sampler, seed + self.proposals, workers)
+        self._chance = make_sampler("random", seed + self.proposals + 1)
+        self._bears = SETTLED
         self._known = {trial.fingerprint: trial for trial in trials}
         self._spent = [sum(trial.seconds.values()) for trial in trials if trial.measured]
         self._values: dict[int | str, Values] = {}
@@ -193,17 +199,20 @@ class Controller:
         for each in self._under_way.pop(trial.fingerprint, ()):
             self._tell(each, trial)
 
-    def ask(self, left_s: float = math.inf) -> Proposal | None:
+    def ask(self, left_s: float = math.inf, wander: bool = True) -> Proposal | None:
         """The next plan that was not proposed before; None when the space seems exhausted, or the time is.
 
         Repetitions are told with what is known of them, or once it is.
 
         Args:
             left_s: seconds that the next candidate may take.
+            wander: whether a plan may be drawn at random where the sampler repeats itself.
         """
         if self._spent and left_s < sum(self._spent) / len(self._spent):
             return None
-        for _ in range(MAX_REPEATS):
+        for repeats in range(MAX_REPEATS):
+            drawn = wander and repeats >= self._bears
+            self._study.sampler = self._chance if drawn else self._sampler
             with storage_errors(self._journal):
                 asked = self._study.ask(self._distributions)
             self._asked[asked.number] = asked
@@ -217,6 +226,7 @@ class Controller:
                 self._under_way[plan.fingerprint].append(asked.number)
             else:
                 self._under_way[plan.fingerprint] = [asked.number]
+                self._bears = max(1, self._bears // 2) if drawn else SETTLED
                 return Proposal(asked.number, plan, origin)
         return None
 

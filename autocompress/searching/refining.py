@@ -203,7 +203,7 @@ class Refining:
     def _sampled(self) -> Proposal | None:
         if self._sampler_repeats or len(self._seen.trials) > MOST_SAMPLED:
             return None
-        proposal = self._controller.ask()
+        proposal = self._controller.ask(wander=False)
         self._sampler_repeats = proposal is None  # so often that asking again would only take time
         if proposal is not None and proposal.plan.fingerprint in self._seen.under_way:
             return None  # the controller hears of it when it is told

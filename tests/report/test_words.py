@@ -19,7 +19,9 @@ from autocompress.report.view import RunView
     ],
     ids=["raw within 0 and 1", "share that is minimized"],
 )
-def test_a_point_is_what_the_metric_says(tiny_view: RunView, given: tuple[bool, bool, float, float], shown: tuple[str, str]) -> None:
+def test_a_point_is_what_the_metric_says(
+    tiny_view: RunView, given: tuple[bool, bool, float, float], shown: tuple[str, str]
+) -> None:
     """As budgets are: a hundredth of a share, whatever its direction, and nothing else's that lies in [0, 1]."""
     maximize, fraction, value, dense = given
     view = dataclasses.replace(tiny_view, maximize=maximize, objectives=Objectives(fraction=fraction))

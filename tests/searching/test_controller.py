@@ -263,6 +263,39 @@ def test_a_small_space_is_exhausted_after_all_its_plans(journal, small, answer):
     assert set(found) == every
 
 
+class Settled(optuna.samplers.RandomSampler):
+    """Proposes the same over and over, as TPE does once it has settled."""
+
+    def __init__(self) -> None:
+        super().__init__(seed=0)
+        self.asked = 0
+
+    def sample_independent(self, _study, _trial, _name, distribution):
+        self.asked += 1
+        return distribution.low
+
+
+def test_a_sampler_that_has_settled_does_not_end_a_search(journal, large, answer):
+    """Plans are drawn at random then, and ever less time goes into asking it."""
+    controller, sampler = start(journal, large), Settled()
+    controller._sampler = sampler
+    assert controller.ask(wander=False) is not None
+    asked = []
+    for _ in range(8):
+        before = sampler.asked
+        proposal = controller.ask()
+        controller.tell(proposal.number, answer(proposal))
+        asked.append((sampler.asked - before) // len(large.variables))
+    assert asked == [16, 8, 4, 2, 1, 1, 1, 1]
+    assert controller.ask(wander=False) is None
+    controller._sampler = optuna.samplers.RandomSampler(seed=9)
+    controller.tell((proposal := controller.ask()).number, answer(proposal))
+    controller._sampler = sampler
+    before = sampler.asked
+    controller.ask()
+    assert (sampler.asked - before) // len(large.variables) == 16, "it proposed something new, and is trusted again"
+
+
 # resuming
 
 
