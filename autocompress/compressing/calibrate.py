@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from autocompress.errors import DataError
 from autocompress.survey import evaluating, hooked
-from autocompress.tasks.task import Examples
+from autocompress.tasks.task import Examples, Inputs
 
 #: Share of the values that percentile calibration leaves out at either end.
 TAIL = 1e-5
@@ -24,43 +24,55 @@ SHARES = 100
 def watch_inputs(
     model: nn.Module, names: Iterable[str], examples: Examples, batch_size: int, see: Callable[[str, Tensor], None]
 ) -> None:
-    """Run the model over the examples and show `see` each input of each named module."""
+    """Run the model over the examples and show `see` each input of each named module, without its padding."""
+    batch: Inputs = {}
 
     def hook_for(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
-            see(name, args[0].detach())
+            see(name, real_positions(args[0].detach(), batch))
 
         return hook
 
-    _run(
-        model,
-        (model.get_submodule(name).register_forward_pre_hook(hook_for(name)) for name in names),
-        examples,
-        batch_size,
-    )
+    handles = (model.get_submodule(name).register_forward_pre_hook(hook_for(name)) for name in names)
+    _run(model, handles, examples, batch_size, batch)
 
 
 def watch_outputs(
     model: nn.Module, names: Iterable[str], examples: Examples, batch_size: int, see: Callable[[str, Tensor], None]
 ) -> None:
-    """Run the model over the examples and show `see` each output of each named module."""
+    """Run the model over the examples and show `see` each output of each named module, without its padding."""
+    batch: Inputs = {}
 
     def hook_for(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
         def hook(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
-            see(name, output.detach())
+            see(name, real_positions(output.detach(), batch))
 
         return hook
 
-    _run(
-        model, (model.get_submodule(name).register_forward_hook(hook_for(name)) for name in names), examples, batch_size
-    )
+    handles = (model.get_submodule(name).register_forward_hook(hook_for(name)) for name in names)
+    _run(model, handles, examples, batch_size, batch)
 
 
-def _run(model: nn.Module, handles: Iterable[RemovableHandle], examples: Examples, batch_size: int) -> None:
-    """All examples once, in evaluation mode; the hooks are gone afterwards."""
+def _run(
+    model: nn.Module, handles: Iterable[RemovableHandle], examples: Examples, batch_size: int, batch: Inputs
+) -> None:
+    """All examples once, in evaluation mode, each batch's inputs in `batch`; the hooks are gone afterwards."""
     with hooked(handles), evaluating(model), torch.inference_mode():
         for _rows, inputs, _targets in examples.batches(batch_size):
+            batch.update(inputs)
             model(**inputs)
+
+
+def real_positions(value: Tensor, inputs: Inputs) -> Tensor:
+    """What of a layer's values ``(n, t, width)`` is no padding (attention_mask 0): ``(positions, width)``.
+
+    Values of another shape, and those of a batch without padding, as they are. What nobody reads must not decide what
+    is kept of a layer: of short texts padded to one length, most positions are such.
+    """
+    mask = inputs.get("attention_mask")
+    if mask is None or value.dim() != 3 or mask.shape != value.shape[:2] or bool(mask.all()):
+        return value
+    return value[mask != 0]
 
 
 #: Patches of a convolution's input that are taken of one batch.

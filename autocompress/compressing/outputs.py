@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autocompress.compressing.calibrate import real_positions
 from autocompress.errors import DataError, ModelError
 from autocompress.survey import evaluating, hooked
 from autocompress.tasks.task import Examples, Inputs
@@ -53,7 +54,7 @@ def output_statistics(
             if not isinstance(value, Tensor):
                 raise ModelError(f"{name}: must give a tensor or a tuple that begins with one, but gave {type(value)}")
             first = args[0] if args else next(iter(kwargs.values()), None)
-            sums[name].add(value, first, inputs.get("attention_mask"))
+            sums[name].add(value, first, inputs)
 
         return hook
 
@@ -74,11 +75,10 @@ class _Sums:
         self.square = torch.zeros((), dtype=torch.float64)
         self.change = torch.zeros((), dtype=torch.float64)
 
-    def add(self, output: Tensor, first: Any, mask: Tensor | None) -> None:
+    def add(self, output: Tensor, first: Any, inputs: Inputs) -> None:
         before = first if isinstance(first, Tensor) and first.shape == output.shape else torch.zeros_like(output)
-        rows, change = (value.to(torch.float64) for value in (output, output - before))
-        if mask is not None and output.dim() == 3 and mask.shape == output.shape[:2]:
-            rows, change = rows[mask != 0], change[mask != 0]
+        values = (real_positions(value, inputs) for value in (output, output - before))
+        rows, change = (value.to(torch.float64) for value in values)
         rows = rows.reshape(-1, output.shape[-1])
         self.total = rows.sum(dim=0) + (self.total if self.count else 0.0)
         self.square = self.square + rows.pow(2).sum()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from autocompress.compressing.calibrate import patches_of
+from autocompress.compressing.calibrate import patches_of, real_positions
 from autocompress.compressing.choices import Kept
 from autocompress.compressing.prune import DAMPING
 from autocompress.errors import ModelError
@@ -155,7 +155,7 @@ def _inputs_of(model: nn.Module, name: str, calls: int, inputs: Inputs) -> Tenso
     seen: list[Tensor] = []
 
     def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        seen.append(_rows_of(module, args[0]))
+        seen.append(_rows_of(module, real_positions(args[0], inputs)))
         if len(seen) == calls:
             raise _Seen
 

@@ -244,6 +244,8 @@ def true_error(bank: Bank, group: Group, prune: Prune) -> float:
         with torch.no_grad():
             for _rows, inputs, _targets in bank.passes.examples.batches(32):
                 bank.model(**inputs)
+                if seen[-1].dim() == 3:
+                    seen[-1] = seen[-1][inputs["attention_mask"] != 0]
         handle.remove()
         columns = torch.tensor(item.positions(kept))
         solved = bank.repaired(item.name, columns) if prune.repair else matrix_of(module)[:, columns]

@@ -16,9 +16,12 @@ from autocompress.compressing.calibrate import (
     output_ranges,
 )
 from autocompress.compressing.codes import steps_of
+from autocompress.compressing.correct import mean_errors
+from autocompress.compressing.quantize import quantize
 from autocompress.errors import DataError
+from autocompress.plan import LayerPlan, Plan, Quantize
 from autocompress.tasks.task import Examples
-from tests.tiny import Mlp, cnn, mlp, tensors
+from tests.tiny import Mlp, bert, cnn, mlp, table_of, task_of, tensors, texts
 
 
 @pytest.fixture
@@ -188,3 +191,41 @@ def test_peaks_are_the_largest_sizes_of_each_channel() -> None:
     found = input_peaks(model, ["second", "head"], examples, batch_size=5)
     torch.testing.assert_close(found["second"], hidden.abs().amax(dim=(0, 2, 3)))
     assert found["head"].shape == (12,)
+
+
+def padded(examples: Examples, length: int) -> Examples:
+    """The same texts as tensors of one length, as tokenizers with ``padding="max_length"`` give them."""
+    columns = {
+        name: torch.stack(
+            [nn.functional.pad(row, (0, length - len(row)), value=value) for row in examples.inputs[name]]
+        )
+        for name, value in (("input_ids", 1), ("attention_mask", 0))
+    }
+    return Examples(columns, examples.targets)
+
+
+@pytest.mark.parametrize("calibrator", ["min-max", "mse"])
+def test_padding_tells_nothing(calibrator: str) -> None:
+    """Oracle: the same texts one by one, of which none is padded."""
+    model, short = bert(), texts(12, 0)
+    long, names = padded(short, 30), [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    names = [name for name in names if "encoder" in name]
+    ours, theirs = gram_matrices(model, names, long, 4), gram_matrices(model, names, short, 1)
+    for name in names:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-5)
+    ranges = (input_ranges(model, names, given, calibrator, batch_size=size) for given, size in ((long, 4), (short, 1)))
+    for one, other in zip(*(found.values() for found in ranges), strict=True):
+        assert (one.low, one.high) == pytest.approx((other.low, other.high), rel=1e-3)
+    peaks = input_peaks(model, names, long, 4), input_peaks(model, names, short, 1)
+    for name in names:
+        torch.testing.assert_close(peaks[0][name], peaks[1][name], rtol=1e-4, atol=1e-5)
+
+
+def test_padding_is_in_no_bias_correction() -> None:
+    model, short = bert(), texts(12, 0)
+    name = "bert.encoder.layer.0.output.dense"
+    made = quantize(model, Plan(layers={name: LayerPlan(quantize=Quantize("int8"))}), table_of(task_of(model)), short)
+    ours, theirs = (
+        mean_errors(model, made.codes, given, size)[name] for given, size in ((padded(short, 30), 4), (short, 1))
+    )
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)

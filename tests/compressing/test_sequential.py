@@ -28,13 +28,15 @@ def halved(family: Family, repair: str) -> Plan:
 
 
 def collected(model: nn.Module, name: str, examples: Examples) -> Tensor:
-    """All inputs of a layer, ``(n, in)``."""
+    """All inputs of a layer but those of padding, ``(n, in)``."""
     seen: list[Tensor] = []
     hook = lambda _module, args: seen.append(args[0].reshape(-1, args[0].shape[-1]))  # noqa: E731
     handle = model.get_submodule(name).register_forward_pre_hook(hook)
     with torch.no_grad():
         for _rows, inputs, _targets in examples.batches(32):
             model(**inputs)
+            if "attention_mask" in inputs:
+                seen[-1] = seen[-1][inputs["attention_mask"].reshape(-1) != 0]
     handle.remove()
     return torch.cat(seen).double()
 
