@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from autocompress.hardware import cores
+from autocompress.processors import cores
 
 VERSIONS = ("autocompress", "torch", "onnx", "onnxruntime", "openvino", "optuna", "transformers", "numpy", "scipy")
 

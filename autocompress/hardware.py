@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import psutil
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from autocompress.errors import ProfileError, near
 from autocompress.layers import LayerTable
 from autocompress.plan import PRECISIONS, Plan, Precision
+from autocompress.processors import cores
 from autocompress.runtimes import RUNTIMES, Device
 from autocompress.settings import find_yaml, read_yaml, validate
 
@@ -252,13 +252,6 @@ class HardwareProfile(_Strict):
     def host_device(self) -> Device:
         """Device on which this machine runs files, to check and to grade them: no other needs to be here."""
         return self.device if self.latencies == "measured" else "cpu"
-
-
-def cores() -> int:
-    """Physical cores that this process may use."""
-    physical = psutil.cpu_count(logical=False) or 1
-    allowed = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else physical
-    return max(1, min(physical, allowed))
 
 
 def load_profile(name_or_path: str | Path) -> HardwareProfile:

@@ -16,9 +16,9 @@ from autocompress.budgets import parse_seconds
 from autocompress.devices import open_bench
 from autocompress.folder import claimed, settle
 from autocompress.front import Front, front_entries
-from autocompress.hardware import cores
 from autocompress.pipeline import build
 from autocompress.plan import Plan
+from autocompress.processors import cores
 from autocompress.records import read_trials, write_json
 from autocompress.rules import Strategy
 from autocompress.run import Run, final_front

@@ -26,9 +26,9 @@ from autocompress.compressing.bank import Bank
 from autocompress.compressing.shape import shape
 from autocompress.compressing.store import Store
 from autocompress.environment import environment
-from autocompress.hardware import cores
 from autocompress.layers import LayerTable
 from autocompress.plan import Plan, Prune
+from autocompress.processors import cores
 from autocompress.records import append_line, write_json
 from autocompress.survey import survey
 from autocompress.tasks import TaskSource, load_task

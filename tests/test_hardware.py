@@ -9,7 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from autocompress.errors import ProfileError
-from autocompress.hardware import Workload, cores, load_profile
+from autocompress.hardware import Workload, load_profile
+from autocompress.processors import cores
 from autocompress.runtimes import RUNTIMES
 
 CHIP = """

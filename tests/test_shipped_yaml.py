@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autocompress.errors import SpaceError
-from autocompress.hardware import cores, load_profile
+from autocompress.hardware import load_profile
 from autocompress.layers import LayerTable
 from autocompress.plan import Plan, check_plan
+from autocompress.processors import cores
 from autocompress.rules import load_space
 from autocompress.settings import shipped_names
 from autocompress.space import build_space

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from autocompress.compressing.jobs import VALUE, Job, run_job
 from autocompress.compressing.store import Store
-from autocompress.hardware import cores
+from autocompress.processors import cores
 
 #: Estimated seconds of work under which starting other processes (about 3 s each) does not pay.
 PAYS_S = 8.0

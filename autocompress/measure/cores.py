@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from autocompress.processors import siblings as siblings_of
+
 STAT = Path("/proc/stat")
-TOPOLOGY = Path("/sys/devices/system/cpu")
 
 #: How long to look; the kernel counts in hundredths of a second.
 LOOK_SECONDS = 0.1
@@ -27,7 +28,7 @@ def idlest(count: int, stat: Path = STAT, look: Callable[[], None] = lambda: tim
     look()
     after = idle_ticks(stat.read_text())
     idle = {core: after[core] - before.get(core, 0) for core in after}
-    siblings = {core: _siblings(core) & idle.keys() or {core} for core in allowed & idle.keys()}
+    siblings = {core: siblings_of(core) & idle.keys() or {core} for core in allowed & idle.keys()}
     leaders = [core for core in siblings if core == min(siblings[core] & allowed)]
     return sorted(leaders, key=lambda core: (-min(idle[other] for other in siblings[core]), core))[:count]
 
@@ -36,18 +37,3 @@ def idle_ticks(text: str) -> dict[int, int]:
     """Core to its idle time in the kernel's ticks (idle and waiting for a disk), from /proc/stat."""
     rows = (line.split() for line in text.splitlines() if line.startswith("cpu") and not line.startswith("cpu "))
     return {int(row[0].removeprefix("cpu")): int(row[4]) + int(row[5]) for row in rows}
-
-
-def _siblings(core: int) -> set[int]:
-    """Hardware threads on the same core, itself included; itself alone where the platform does not say."""
-    path = TOPOLOGY / f"cpu{core}" / "topology" / "thread_siblings_list"
-    return parse_list(path.read_text()) if path.is_file() else {core}
-
-
-def parse_list(text: str) -> set[int]:
-    """The numbers of a list such as ``0-2,8``."""
-    found: set[int] = set()
-    for part in text.strip().split(","):
-        first, _, last = part.partition("-")
-        found |= set(range(int(first), int(last or first) + 1))
-    return found

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.errors import MeasureError
-from autocompress.hardware import HardwareProfile, Timing, cores
+from autocompress.hardware import HardwareProfile, Timing
 from autocompress.measure.latency import Contestant, Setting
 from autocompress.measure.rounds import Rounds
 from autocompress.measure.timing import bootstrap_median
+from autocompress.processors import cores
 from autocompress.records import Latency, Tier
 from autocompress.runtimes import FILES, installed_runtimes
 

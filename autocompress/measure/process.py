@@ -45,13 +45,14 @@ class Worker:
 
     Args:
         setting: what runs in it.
-        cores: that it may use, in order of preference; all where empty.
+        cores: that it may use, in order of preference; all where they are fewer than its threads.
     """
 
     def __init__(self, setting: Setting, cores: Sequence[int] = ()) -> None:
         self.setting = setting
         command = [sys.executable, "-m", "autocompress.measure.worker", setting.runtime, str(setting.threads)]
-        command += [setting.device, ",".join(map(str, cores[: setting.threads]))]
+        chosen = cores[: setting.threads] if len(cores) >= setting.threads else ()
+        command += [setting.device, ",".join(map(str, chosen))]
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,

@@ -20,9 +20,9 @@ from typing import Any
 import psutil
 
 from autocompress.errors import AutocompressError, ConfigError
-from autocompress.hardware import cores
 from autocompress.pipeline import Made, measured, settle
 from autocompress.plan import describe
+from autocompress.processors import cores
 from autocompress.searching.controller import Proposal
 from autocompress.searching.kit import failed, pack
 from autocompress.searching.rest import at_rest

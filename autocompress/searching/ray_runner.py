@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.errors import ConfigError, StorageError
-from autocompress.hardware import cores
 from autocompress.pipeline import measured, settle
 from autocompress.plan import describe
+from autocompress.processors import cores
 from autocompress.searching.controller import Proposal
 from autocompress.searching.kit import Brought, Kit, failed, job_of, pack, work, write_files
 from autocompress.searching.rest import all_at_rest

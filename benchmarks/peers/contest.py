@@ -10,10 +10,11 @@ from pathlib import Path
 import common
 import numpy as np
 
-from autocompress.hardware import cores, load_profile
+from autocompress.hardware import load_profile
 from autocompress.measure.latency import PROCESSES, Bench, Contestant, Setting
 from autocompress.measure.rounds import Rounds, Turn
 from autocompress.measure.timing import bootstrap_nested
+from autocompress.processors import cores
 from autocompress.runtimes import open_session
 from peers.lists import PEERS, Entry, entries
 from peers.making import Shop, make

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from autocompress.measure.cores import idle_ticks, idlest, parse_list
+from autocompress.measure.cores import idle_ticks, idlest
 from autocompress.measure.usage import Waiting, busiest, peak_memory_bytes, processor_times, stay_on
+from autocompress.processors import parse_list
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, which only Linux has")
 
@@ -109,7 +110,7 @@ def test_the_idlest_core_comes_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int, order: list[int]
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _process: {0, 1})
-    monkeypatch.setattr("autocompress.measure.cores.TOPOLOGY", tmp_path)
+    monkeypatch.setattr("autocompress.processors.TOPOLOGY", tmp_path)
     stat = tmp_path / "stat"
     stat.write_text(STAT.format(100, 100))
     found = idlest(2, stat, look=lambda: stat.write_text(STAT.format(100 + first, 105)) and None)
@@ -125,7 +126,7 @@ def test_of_hardware_threads_on_one_core_one_is_taken_as_busy_as_the_busier(
         (tmp_path / f"cpu{core}" / "topology").mkdir(parents=True)
         (tmp_path / f"cpu{core}" / "topology" / "thread_siblings_list").write_text(siblings)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _process: {0, 1, 2, 3})
-    monkeypatch.setattr("autocompress.measure.cores.TOPOLOGY", tmp_path)
+    monkeypatch.setattr("autocompress.processors.TOPOLOGY", tmp_path)
     stat = tmp_path / "stat"
     stat.write_text(text.format(0, 0, 0, 0))
     # Core 0 is idle, but its other thread works.

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 import autocompress
 from autocompress.errors import ConfigError, MeasureError, StorageError
-from autocompress.hardware import cores
 from autocompress.pipeline import evaluate
 from autocompress.plan import Distill, LayerPlan, Mask, Plan
+from autocompress.processors import cores
 from autocompress.records import Trial
 from autocompress.searching.controller import Proposal
 from autocompress.searching.kit import Job, NoDevice, job_of, open_kit, pack, work, write_files
