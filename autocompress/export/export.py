@@ -125,7 +125,7 @@ def export_model(
         return deviation, deviation
 
     precisions = computing_precisions(model, codes)
-    return write_verified(content, path, root, fingerprint, compare, precisions)
+    return write_verified(content, path, root, fingerprint, compare, precisions, device)
 
 
 def computing_precisions(model: nn.Module, codes: Mapping[str, Codes]) -> set[str]:
@@ -158,15 +158,18 @@ def write_verified(
         ExportError: it leaves the twin by more than is allowed.
     """
     aside = path.with_name(f"unverified{path.suffix}")
-    write_atomic(aside, content)
-    deviation, worst = compare(aside)
-    most = allowed(precisions, device)
-    if not worst <= most:
-        raise ExportError(
-            f"{path}: its outputs lie {worst:.3g} (relative L2) from the torch model's, "
-            f"more than the {most:g} allowed for {', '.join(sorted(precisions))}"
-        )
-    os.replace(aside, path)
+    try:
+        write_atomic(aside, content)
+        deviation, worst = compare(aside)
+        most = allowed(precisions, device)
+        if not worst <= most:
+            raise ExportError(
+                f"{path}: its outputs lie {worst:.3g} (relative L2) from the torch model's, "
+                f"more than the {most:g} allowed for {', '.join(sorted(precisions))}"
+            )
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
     form, sha256 = path.suffix.removeprefix("."), hashlib.sha256(content).hexdigest()
     return Artifact(str(path.relative_to(root)), form, len(content), sha256, fingerprint, deviation)
 

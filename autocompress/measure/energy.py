@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -56,16 +57,22 @@ def wrapped(before: Sequence[int], after: Sequence[int], ranges: Sequence[int]) 
 
 
 class Nvml:
-    """Joules of the first GPU since the meter was made; needs the package pynvml.
+    """Joules of the first GPU that this process sees since the meter was made; needs the package pynvml.
 
-    From nvmlDeviceGetTotalEnergyConsumption, mJ since the driver was loaded (Volta and later).
+    From nvmlDeviceGetTotalEnergyConsumption, mJ since the driver was loaded (Volta and later). NVML itself does not heed
+    CUDA_VISIBLE_DEVICES, whose first entry is the GPU that is timed.
     """
 
     source: EnergySource = "nvml"
 
     def __init__(self, nvml: Any) -> None:
         nvml.nvmlInit()
-        self._nvml, self._gpu = nvml, nvml.nvmlDeviceGetHandleByIndex(0)
+        first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
+        if first and not first.isdigit():
+            self._gpu = nvml.nvmlDeviceGetHandleByUUID(first)
+        else:
+            self._gpu = nvml.nvmlDeviceGetHandleByIndex(int(first or 0))
+        self._nvml = nvml
         self._begun = nvml.nvmlDeviceGetTotalEnergyConsumption(self._gpu)
 
     def joules(self) -> float:

@@ -61,7 +61,7 @@ def record(
     query = task.workload_inputs(wanted.workload.batch, wanted.workload.sequence_length)
     layers = survey(task.source, query)
     menu = menu_of(build_space(load_space(space or default_space(layers)), layers, wanted))
-    parts = Path(f"{out}.parts")
+    parts = Path(f"{out}.parts") / f"{task.identity[:16]}-{wanted.runtime}"
     parts.mkdir(parents=True, exist_ok=True)
     np.savez(parts / "inputs.npz", **to_arrays(query))  # type: ignore[arg-type]
     with Bench(wanted, parts / "inputs.npz", parts / "dense" / "model.onnx") as bench:
@@ -92,6 +92,11 @@ def _check(profile: HardwareProfile, out: Path) -> None:
         faults.append(
             f"hardware profile {profile.name!r}: workload: prompt_length and new_tokens generate; a table is of single "
             "queries: give sequence_length"
+        )
+    if profile.workload.lengths != "padded":
+        faults.append(
+            f"hardware profile {profile.name!r}: workload: lengths: {profile.workload.lengths} times queries of many "
+            "lengths; a table is of one: give lengths: padded"
         )
     if faults:
         raise ConfigError("\n  ".join(faults))

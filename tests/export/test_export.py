@@ -197,6 +197,7 @@ def test_a_planted_wrong_scale_is_caught(
     monkeypatch.setattr(export, "insert_codes", wrong)
     with pytest.raises(ExportError, match=r"m\.onnx: its outputs lie 0\.\d+ .* than the .* allowed for fp32"):
         export_model(made.model, made.codes, task, tmp_path / "m.onnx", tmp_path, "f", "onnxruntime")
+    assert not list(tmp_path.iterdir()), "a file that disagrees is not kept under any name"
 
 
 def test_outputs_of_nan_are_caught(tmp_path: Path) -> None:

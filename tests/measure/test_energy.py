@@ -53,7 +53,8 @@ def test_a_machine_with_counters_has_one(tmp_path: Path) -> None:
     assert meter.source == "rapl"
 
 
-def test_the_gpu_is_read_in_millijoules() -> None:
+def test_the_gpu_is_read_in_millijoules(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     readings = iter([5_000, 7_500])
     library = SimpleNamespace(
         nvmlInit=lambda: None,
@@ -63,6 +64,23 @@ def test_the_gpu_is_read_in_millijoules() -> None:
     meter = Nvml(library)
     assert meter.joules() == 2.5
     assert meter.source == "nvml"
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpu"), [("", "gpu 0"), ("2,0", "gpu 2"), ("GPU-8a56,1", "gpu GPU-8a56")], ids=["all", "index", "uuid"]
+)
+def test_the_gpu_is_the_one_that_is_timed(monkeypatch: pytest.MonkeyPatch, visible: str, gpu: str) -> None:
+    """NVML counts all GPUs of the machine, CUDA those that it was shown."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    asked: list[str] = []
+    library = SimpleNamespace(
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByIndex=lambda index: f"gpu {index}",
+        nvmlDeviceGetHandleByUUID=lambda uuid: f"gpu {uuid}",
+        nvmlDeviceGetTotalEnergyConsumption=lambda gpu: asked.append(gpu) or 0,
+    )
+    Nvml(library)
+    assert asked == [gpu]
 
 
 def test_a_gpu_that_the_library_does_not_find_has_no_meter(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,6 +169,7 @@ def test_a_model_is_recorded_and_answers(tmp_path: Path, monkeypatch: pytest.Mon
     found = record(task, hasty, out, space="bits", models=(2, 1), say=lambda _text: None)
     assert load_recorded(out).table == found.table
     assert found.dense == dense
+    assert [path.name for path in Path(f"{out}.parts").iterdir()] == [f"{task.identity[:16]}-onnxruntime"]
     bench = RecordedBench(load_profile(out), tmp_path / "i.npz", artifact(tmp_path / "dense", Plan()), found.layers)
     assert bench.measure(bench.dense.path).latency_s == pytest.approx(found.table.seconds(Plan(), found.layers))
 
@@ -178,8 +179,9 @@ def test_a_model_is_recorded_and_answers(tmp_path: Path, monkeypatch: pytest.Mon
     [
         ({}, "here.txt", r"here\.txt: must end in \.json"),
         ({"workload": {"prompt_length": 4, "new_tokens": 2}}, "here.json", "prompt_length and new_tokens generate"),
+        ({"workload": {"lengths": "data"}}, "here.json", "lengths: data times queries of many lengths"),
     ],
-    ids=["suffix", "generates"],
+    ids=["suffix", "generates", "lengths"],
 )
 def test_what_cannot_be_recorded_is_refused(changes: dict[str, object], out: str, message: str, tmp_path: Path) -> None:
     profile = HardwareProfile.model_validate({**profile_of().model_dump(), **changes})
