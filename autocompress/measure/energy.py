@@ -59,8 +59,8 @@ def wrapped(before: Sequence[int], after: Sequence[int], ranges: Sequence[int]) 
 class Nvml:
     """Joules of the first GPU that this process sees since the meter was made; needs the package pynvml.
 
-    From nvmlDeviceGetTotalEnergyConsumption, mJ since the driver was loaded (Volta and later). NVML itself does not heed
-    CUDA_VISIBLE_DEVICES, whose first entry is the GPU that is timed.
+    From nvmlDeviceGetTotalEnergyConsumption, mJ since the driver was loaded (Volta and later). NVML itself does not
+    heed CUDA_VISIBLE_DEVICES, whose first entry is the GPU that is timed.
     """
 
     source: EnergySource = "nvml"
