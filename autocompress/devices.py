@@ -6,21 +6,26 @@ Needs no torch, so that a device need not have it: copy the run folder there, me
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from autocompress.elsewhere import MEASURED, Elsewhere, read_elsewhere
 from autocompress.environment import environment
 from autocompress.errors import AutocompressError, ConfigError, MeasureError
+from autocompress.export.fresh import relative_distance
 from autocompress.front import Front
 from autocompress.hardware import HardwareProfile, load_profile
 from autocompress.layers import LayerTable
 from autocompress.measure.dense import AnyBench, find_best_dense
 from autocompress.measure.latency import Bench, Setting
-from autocompress.records import Latency, Tier, Trial, write_json
+from autocompress.records import Latency, Tier, Trial, read_answer, write_json
 from autocompress.run import Run
 from autocompress.runtimes import RUNTIMES
 
 Say = Callable[[str], None]
+
+#: Relative L2 distance of answers above which a file is told to compute something else here than where it was graded.
+OTHERWISE = 0.05
 
 
 def open_bench(
@@ -105,14 +110,34 @@ def _timed(latency: Latency | None, tier: Tier) -> bool:
 def _time(bench: AnyBench, trial: Trial, run: Run, tier: Tier, known: dict[str, Latency], say: Say) -> None:
     assert trial.artifact is not None
     try:
-        latency = known[trial.fingerprint] = bench.measure(run.folder / trial.artifact.path, tier)
+        path = run.folder / trial.artifact.path
+        latency = bench.measure(path, tier)
+        doubt = _answers_otherwise(bench, path)
     except AutocompressError as fault:
         say(f"{trial.fingerprint[:8]} {trial.what}: {fault}")
         return
+    if doubt:
+        latency = replace(latency, warnings=(*latency.warnings, doubt))
+        say(f"{trial.fingerprint[:8]} {doubt}")
+    known[trial.fingerprint] = latency
     span = f"{latency.ratio_best_dense_low:.3f}–{latency.ratio_best_dense_high:.3f}"
     say(
         f"{trial.fingerprint[:8]} {latency.latency_s * 1e3:.3g} ms, {latency.ratio_best_dense:.3f} of dense "
         f"({span if latency.source == 'measured' else latency.source}): {trial.what}"
+    )
+
+
+def _answers_otherwise(bench: AnyBench, path: Path) -> str:
+    """What is to be said of a file that gives another answer here than where it was graded; "" for nothing."""
+    graded, here = read_answer(path), bench.outputs(path)
+    if graded is None or here is None:
+        return ""
+    distance = relative_distance(here, graded)
+    if distance <= OTHERWISE:
+        return ""
+    return (
+        f"its answer here lies {distance:.2g} (relative L2) from the one it was graded by: its quality was taken on "
+        "another processor or runtime, and is not this one's"
     )
 
 
@@ -133,6 +158,8 @@ def _check_fits(run: Run, profile: HardwareProfile) -> None:
             f"hardware profile {profile.name!r} has another workload than {run.folder}, so that its figures could not "
             f"stand beside the run's ({'; '.join(differences)}); give a profile with the run's workload"
         )
-    if "onnx" not in RUNTIMES[profile.runtime].formats:
-        formats = ", ".join(RUNTIMES[profile.runtime].formats)
-        raise MeasureError(f"{run.folder} holds ONNX files, and runtime {profile.runtime} loads {formats}")
+    dense, formats = run.front.dense, RUNTIMES[profile.runtime].formats
+    held = dense.artifact.format if dense and dense.artifact else "onnx"
+    if held not in formats:
+        loads = ", ".join(formats)
+        raise MeasureError(f"{run.folder} holds .{held} files, and runtime {profile.runtime} loads {loads}")

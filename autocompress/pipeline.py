@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import shutil
 import time
@@ -46,7 +45,17 @@ from autocompress.plan import (
     effective_layers,
     plan_from_json,
 )
-from autocompress.records import Artifact, Latency, Trial, storage_errors, write_atomic, write_json, write_scores
+from autocompress.records import (
+    Artifact,
+    Latency,
+    Trial,
+    storage_errors,
+    write_answer,
+    write_array,
+    write_atomic,
+    write_json,
+    write_scores,
+)
 from autocompress.runtimes import model_file
 from autocompress.tasks.causal_lm import decodes
 from autocompress.tasks.task import Examples, Metric
@@ -128,6 +137,7 @@ def make(plan: Plan, shop: Workshop, rung: int = 0) -> Made:
         artifact = build(plan, shop, clock, rung)
         with clock.stage("score"):
             found = score_validation(artifact, shop)
+            write_answer(shop.root / artifact.path, found.answer)
             if found.confirm.per_sample is not None:
                 write_scores(shop.root / artifact.path, found.confirm.per_sample)
     except StorageError:
@@ -373,9 +383,7 @@ def _divergence(artifact: Artifact, outputs: NDArray[Any], shop: Workshop) -> fl
     """Of logits ``(n, classes)`` on the select part; None where nobody knows the dense model's."""
     path = dense_outputs(shop)
     if artifact.plan_fingerprint == Plan().fingerprint:
-        content = io.BytesIO()
-        np.save(content, outputs)
-        write_atomic(path, content.getvalue())
+        write_array(path, outputs)
         return 0.0
     return divergence(np.load(path), outputs) if path.is_file() else None
 

@@ -36,6 +36,9 @@ Part = Literal["select", "confirm"]
 #: Per-sample scores of an artefact on the confirm part, beside it.
 SCORES = "scores.npy"
 
+#: What the file answered the workload's first query where it was graded, where that is no more than so many bytes.
+ANSWER, MOST_ANSWERED = "answer.npy", 1_000_000
+
 
 @dataclass(frozen=True)
 class Artifact:
@@ -268,9 +271,26 @@ def write_json(path: Path, data: object) -> None:
 
 def write_scores(artifact: Path, scores: NDArray[Any]) -> None:
     """Keep per-sample scores ``(n,)`` beside an artefact, in single precision."""
+    write_array(artifact.with_name(SCORES), scores.astype(np.float32))
+
+
+def write_answer(artifact: Path, answer: NDArray[Any]) -> None:
+    """Keep what an artefact answered beside it, unless that is much."""
+    if answer.nbytes <= MOST_ANSWERED:
+        write_array(artifact.with_name(ANSWER), answer)
+
+
+def read_answer(artifact: Path) -> NDArray[Any] | None:
+    """What an artefact answered where it was graded; None where nobody kept it."""
+    path = artifact.with_name(ANSWER)
+    return np.load(path, allow_pickle=False) if path.is_file() else None
+
+
+def write_array(path: Path, values: NDArray[Any]) -> None:
+    """Write an array as NumPy does, whole or not at all."""
     file = io.BytesIO()
-    np.save(file, scores.astype(np.float32), allow_pickle=False)
-    write_atomic(artifact.with_name(SCORES), file.getvalue())
+    np.save(file, values, allow_pickle=False)
+    write_atomic(path, file.getvalue())
 
 
 def read_scores(root: Path, trials: Iterable[Trial]) -> dict[str, NDArray[Any]]:

@@ -78,7 +78,7 @@ def test_another_workload_is_refused(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_runtime_for_other_files_is_refused(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(MeasureError, match="holds ONNX files, and runtime torch loads pt2"):
+    with pytest.raises(MeasureError, match=r"holds \.onnx files, and runtime torch loads pt2"):
         measure_front(run, profile_file(tmp_path, "runtime: torch\nthreads: 1\n"))
 
 
@@ -118,3 +118,21 @@ def test_benches_by_kind_of_profile(run: Run) -> None:
         bench = open_bench(load_profile(name), run.folder / "inputs.npz", run.folder / "none.onnx", run.table)
         assert type(bench).__name__ == kind
         bench.close()
+
+
+def test_a_file_that_answers_otherwise_here_is_told_of(run: Run, tmp_path: Path) -> None:
+    """As 8-bit products do on processors that cut them off: the quality beside the latency would be another's."""
+    import numpy as np
+
+    from autocompress.records import read_answer, write_answer
+
+    first, second = (run.folder / t.artifact.path for t in list(to_time(run.front))[:2])
+    graded = read_answer(first)
+    assert graded is not None
+    write_answer(first, graded * np.float32(1.2))
+    said: list[str] = []
+    found = measure_front(run, profile_file(tmp_path, "runtime: onnxruntime\nthreads: 1\n"), say=said.append)
+    doubted = [latency for latency in found.latencies.values() if any("not this one's" in w for w in latency.warnings)]
+    assert len(doubted) == 1
+    assert sum("its answer here lies 0.17 (relative L2)" in line for line in said) == 1
+    assert read_answer(second) is not None

@@ -162,7 +162,7 @@ def test_the_folder_holds_plan_weights_and_file(shop: Workshop, done: Trial) -> 
     folder = shop.artifact_folder(EVERYTHING)
     assert folder == shop.root / "artifacts" / f"{EVERYTHING.fingerprint}-r0"
     assert sorted(path.name for path in folder.iterdir()) == [
-        "integers.safetensors", "model.onnx", "plan.json", "scores.npy", "weights.safetensors",
+        "answer.npy", "integers.safetensors", "model.onnx", "plan.json", "scores.npy", "weights.safetensors",
     ]  # fmt: skip
     assert plan_from_json(json.loads((folder / "plan.json").read_text())) == exact(EVERYTHING, shop.profile.runtime)
     content = (shop.root / done.artifact.path).read_bytes()

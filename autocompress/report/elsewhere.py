@@ -72,6 +72,8 @@ def _cell(latency: Latency | None) -> str:
     if latency is None:
         return f"<td class=num>{words.MISSING}</td>"
     mark = f' <span class="badge dropped">{MARKS[latency.source]}</span>' if latency.source in MARKS else ""
+    if latency.warnings:
+        mark += f' <abbr title="{escape("; ".join(latency.warnings))}">⚠</abbr>'
     return (
         f"<td class=num>{words.milliseconds(latency.latency_s)}{mark}<br>"
         f'<span class="sub">{escape(words.speed_up_text(latency))}</span></td>'
