@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import os
@@ -169,7 +170,8 @@ def write_verified(
             )
         os.replace(aside, path)
     finally:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a disk that refused the file as well
+            aside.unlink(missing_ok=True)
     form, sha256 = path.suffix.removeprefix("."), hashlib.sha256(content).hexdigest()
     return Artifact(str(path.relative_to(root)), form, len(content), sha256, fingerprint, deviation)
 
