@@ -55,7 +55,7 @@ def settle(root: Path, asked: Mapping[str, Any], resolved: Mapping[str, Any], ta
     path = root / "experiment.yaml"
     if path.is_file():
         _refuse_another(Run(root), asked, resolved)
-        if _has_results(root):
+        if has_results(root):
             return
     else:
         strangers = sorted(i.name for i in root.iterdir() if i.name not in OWN and not i.name.startswith("."))
@@ -84,7 +84,7 @@ def _save_config(task: Task, root: Path) -> None:
             config.save_pretrained(root / "processor")
 
 
-def _has_results(root: Path) -> bool:
+def has_results(root: Path) -> bool:
     """Whether the folder holds an evaluation; until then what was asked may still be changed."""
     trials = root / "trials.jsonl"
     return trials.is_file() and trials.stat().st_size > 0
@@ -92,7 +92,7 @@ def _has_results(root: Path) -> bool:
 
 def _refuse_another(run: Run, asked: Mapping[str, Any], resolved: Mapping[str, Any]) -> None:
     before = run.experiment
-    differences = list(_asked_otherwise(run, asked, resolved)) if _has_results(run.folder) else []
+    differences = list(_asked_otherwise(run, asked, resolved)) if has_results(run.folder) else []
     for key, meaning in (
         ("task", "task"),
         ("identity", "model or data (fingerprint)"),

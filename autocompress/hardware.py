@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from autocompress.errors import ProfileError, near
 from autocompress.layers import LayerTable
 from autocompress.plan import PRECISIONS, Plan, Precision
-from autocompress.processors import cores
+from autocompress.processors import allowed_threads, cores
 from autocompress.runtimes import RUNTIMES, Device
 from autocompress.settings import find_yaml, read_yaml, validate
 
@@ -288,8 +288,9 @@ def _settle_threads(data: dict[str, Any]) -> list[str]:
     available = cores()
     if threads in (None, "auto"):
         data["threads"] = available
-    elif isinstance(threads, int) and threads > available:
-        return [f"threads must be 1 to {available} on this machine, or auto, but got {threads}"]
+    elif isinstance(threads, int) and threads > max(available, len(allowed_threads())):
+        most = max(available, len(allowed_threads()))
+        return [f"threads must be 1 to {most} on this machine, or auto, but got {threads}"]
     return []
 
 

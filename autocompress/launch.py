@@ -14,7 +14,7 @@ import torch
 
 from autocompress.budgets import parse_seconds
 from autocompress.devices import open_bench
-from autocompress.folder import claimed, settle
+from autocompress.folder import claimed, has_results, settle
 from autocompress.front import Front, front_entries
 from autocompress.pipeline import build
 from autocompress.plan import Plan
@@ -198,9 +198,12 @@ def open_loop(order: Order, shop: Workshop, runner: Runner, limits: Limits, watc
     loop.announce("probe")
     loop.probe = _probe(shop, order.space, watcher)
     check_reachable(loop.probe, order.budgets)
-    check_size_reachable(loop.probe, shop, order.space, order.budgets)
+    if not loop.trials:
+        check_size_reachable(loop.probe, shop, order.space, order.budgets)
     loop.references = references(order.space, loop.probe)
-    dropped = dropped_precisions(loop.probe, order.space.rules, order.by_size)
+    # as the run began: a study's space must not move
+    by_size = bool(Run(root).experiment["resolved"].get("by_size", order.objectives.more))
+    dropped = dropped_precisions(loop.probe, order.space.rules, by_size)
     there = dropped_there(
         _shapes(order, shop, loop.probe, SHARE * limits.seconds, watcher, not loop.trials), shop.table
     )
@@ -268,4 +271,6 @@ def _enough(state: Mapping[str, Any], limits: Limits) -> bool:
 def settle_folder(order: Order) -> None:
     """Write down a new experiment, or make sure that the folder holds this one; and its workload."""
     settle(order.root, order.asked, order.resolved, order.task, order.table)
-    write_workload(order.root / "inputs.npz", order.task, order.profile.workload)
+    path = order.root / "inputs.npz"
+    if not (path.is_file() and has_results(order.root)):  # what is timed later stands beside what was timed before
+        write_workload(path, order.task, order.profile.workload)

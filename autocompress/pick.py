@@ -164,14 +164,16 @@ def write_pick(
     assert trial.artifact is not None
     assert trial.latency is not None
     wanted = check_formats(formats) or (trial.artifact.format,)
-    if out.is_dir() and any(out.iterdir()) and not (out / "card.json").is_file():
+    strangers = out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir())
+    if strangers and not (out / "card.json").is_file():
         raise ConfigError(f"--out {out}: holds other files; choose an empty folder, or that of an earlier pick")
     graded = run / trial.artifact.path
     if not graded.is_file():
         raise ConfigError(f"{graded} is gone from the run; search again to make it")
     with storage_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        place = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+        # in the folder where there is one: it may be another disk's, and its parent not ours
+        place = Path(tempfile.mkdtemp(prefix=".picked-", dir=out if out.is_dir() else out.parent))
     try:
         files = _fill(place, trial, run, experiment, wanted)
         figures = front_entry(trial, front, trial in front.points)

@@ -56,13 +56,22 @@ def test_precisions_are_ordered_heavy_first_and_always_hold_fp32(write):
 
 def test_threads_above_the_machine_are_refused(write, monkeypatch):
     monkeypatch.setattr("autocompress.hardware.cores", lambda: 2)
+    monkeypatch.setattr("autocompress.hardware.allowed_threads", lambda: {0, 1})
     with pytest.raises(ProfileError, match=r"mine\.yaml: threads must be 1 to 2 on this machine, or auto, but got 8"):
         load_profile(write("threads: 8\nprecisions: {}\n"))
     assert load_profile(write("threads: 2\nprecisions: {}\n")).threads == 2
 
 
+def test_hardware_threads_may_be_asked_for_by_number(write, monkeypatch):
+    monkeypatch.setattr("autocompress.hardware.cores", lambda: 2)
+    monkeypatch.setattr("autocompress.hardware.allowed_threads", lambda: {0, 1, 2, 3})
+    assert load_profile(write("threads: 4\nprecisions: {}\n")).threads == 4
+    assert load_profile(write("threads: auto\nprecisions: {}\n")).threads == 2
+
+
 def test_threads_above_the_machine_are_told_with_the_other_mistakes(write, monkeypatch):
     monkeypatch.setattr("autocompress.hardware.cores", lambda: 2)
+    monkeypatch.setattr("autocompress.hardware.allowed_threads", lambda: {0, 1})
     with pytest.raises(ProfileError, match=r"(?s)(?=.*threads must be 1 to 2)(?=.*runtme: unknown key)"):
         load_profile(write("threads: 8\nruntme: openvino\nprecisions: {}\n"))
 

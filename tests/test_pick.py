@@ -249,6 +249,7 @@ def test_a_pick_that_fails_leaves_the_earlier_one_as_it_was(run, front, trials, 
             write_pick(trials[2], front, run, tmp_path / out, EXPERIMENT, [], ("transformers",))
     assert {name: (tmp_path / "p" / name).read_bytes() for name in files(tmp_path / "p")} == before
     assert {path.name for path in tmp_path.iterdir()} == {"run", "p"}
+    assert {path.name for path in (tmp_path / "p").iterdir()} == before.keys(), "nothing half made is left"
     write_pick(trials[2], front, run, tmp_path / "p", EXPERIMENT, [])
     assert (tmp_path / "p" / "notes.txt").read_text() == "my own"
 

@@ -257,9 +257,14 @@ class Quantize:
             yield f"{self.precision} takes no other setting, but got {', '.join(changed)}"
 
     @property
+    def stored_bits(self) -> int:
+        """Bits that a weight takes in a file: fewer within a precision use fewer of the same integers."""
+        return {"fp16": 16, "int4-weights": 4}.get(self.precision, 8)
+
+    @property
     def bits(self) -> int:
         """Bits that one weight takes, scales not counted."""
-        return self.weight_bits or {"fp16": 16, "int4-weights": 4}.get(self.precision, 8)
+        return self.weight_bits or self.stored_bits
 
 
 @dataclass(frozen=True)

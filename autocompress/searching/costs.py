@@ -176,14 +176,16 @@ def _read(path: Path) -> dict[LayerClass, ClassCost]:
     return known
 
 
-def weight_bytes(plan: Plan, table: LayerTable) -> float:
+def weight_bytes(plan: Plan, table: LayerTable, stored: bool = False) -> float:
     """Bytes of all layers at the bits that a plan gives their weights, with scales and float biases.
 
-    Fewer bits within a precision count here, though the file's integers are no shorter for it. A weight that a head
-    shares with its embedding counts once, unless either takes bits or a rank.
+    Fewer bits within a precision count here, though the file's integers are no shorter for it; but where bytes are
+    `stored`, as in a file. A weight that a head shares with its embedding counts once, unless either takes bits or a
+    rank.
     """
     found = {left.layer.name: left for left in effective_layers(plan, table)}
-    return sum(_layer_bytes(left) for left in found.values() if not left.removed and not _is_held_by(found, left))
+    left_over = [left for left in found.values() if not left.removed and not _is_held_by(found, left)]
+    return sum(_layer_bytes(left, stored) for left in left_over)
 
 
 def _is_held_by(found: Mapping[str, EffectiveLayer], left: EffectiveLayer) -> bool:
@@ -192,7 +194,7 @@ def _is_held_by(found: Mapping[str, EffectiveLayer], left: EffectiveLayer) -> bo
     return bool(both) and not any(one.quantize or one.factorize for one in both)
 
 
-def _layer_bytes(left: EffectiveLayer) -> float:
+def _layer_bytes(left: EffectiveLayer, stored: bool) -> float:
     layer, weights, quantize = left.layer, left.weights, left.quantize
     rest = 4.0 * (layer.params - math.prod(layer.weight_shape)) * left.shape[0] / layer.weight_shape[0]
     if quantize is None:
@@ -201,4 +203,4 @@ def _layer_bytes(left: EffectiveLayer) -> float:
     columns = weights // left.shape[0]
     scales = {"fp16": 0, "fp8": 1, "int4-weights": left.shape[0] * math.ceil(columns / INT4_GROUP)}
     count = scales.get(quantize.precision, rows if quantize.granularity == "channel" else 1)
-    return weights * quantize.bits / 8 + 4.0 * count + rest
+    return weights * (quantize.stored_bits if stored else quantize.bits) / 8 + 4.0 * count + rest

@@ -127,10 +127,11 @@ def limits_of(
         seconds.append(probe.dense_latency_s * probe.dense[0].ratio / budgets.min_speedup)
     limits = {"latency": min(seconds) * (1 - MARGIN)} if seconds else {}
     dense = weight_bytes(Plan(), table)
-    sizes = [] if rule.max_size == 1 else [rule.max_size * dense]
+    if rule.max_size != 1:
+        limits["size"] = rule.max_size * dense
     if budgets.max_size_bytes is not None and dense_bytes is not None:
-        sizes.append(budgets.max_size_bytes * (1 - MARGIN) - (dense_bytes - dense))
-    return {**limits, "size": min(sizes)} if sizes else limits
+        limits["file"] = budgets.max_size_bytes * (1 - MARGIN) - (dense_bytes - dense)
+    return limits
 
 
 def write_sensitivities(

@@ -59,8 +59,7 @@ class Order:
     @property
     def by_size(self) -> bool:
         """Whether bytes are an objective, so that a precision may be worth having where it is slow."""
-        budgets = self.budgets
-        return bool(self.objectives.more) or (budgets.max_size_bytes, budgets.max_memory_bytes) != (None, None)
+        return counts_bytes(self.objectives, self.budgets)
 
 
 def read_order(
@@ -118,7 +117,8 @@ def read_order(
         **more,
         "out": str(root),
     }
-    resolved = {**_resolved(task, rules, profile, table, budgets), "objectives": list(wanted.names)}
+    more_kept = {"objectives": list(wanted.names), "by_size": counts_bytes(wanted, budgets)}
+    resolved = {**_resolved(task, rules, profile, table, budgets), **more_kept}
     warm = () if warm_start is None else read_warm_start(warm_start, root, table, asked, resolved)
     return Order(task, root, profile, table, full_space, budgets, asked, resolved, limit, wanted, warm)
 
@@ -144,6 +144,11 @@ def _resolved(
         "space": rules.model_dump(mode="json"),
         "budgets": list(budgets.sentences()),
     }
+
+
+def counts_bytes(objectives: Objectives, budgets: Budgets) -> bool:
+    """Whether bytes are looked at, so that what is slow but small has a place."""
+    return bool(objectives.more) or (budgets.max_size_bytes, budgets.max_memory_bytes) != (None, None)
 
 
 def said(value: str | float | None, unit: str) -> str | None:

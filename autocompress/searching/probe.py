@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -211,9 +212,14 @@ def check_size_reachable(probe: Probe, shop: Workshop, space: SearchSpace, budge
     dense = shop.bench.dense.path.stat().st_size
     if most >= dense:
         return
-    running = [fact.precision for fact in probe.precisions if fact.ratio is not None]
-    plans = dict.fromkeys(Plan(plan.groups, plan.layers) for plan in _least(space, ("fp32", *running)))
-    least = min(build(plan, shop, keep_weights=False).size_bytes for plan in plans)
+    broken = [fact.precision for fact in probe.precisions if fact.ratio is None]
+    running = [precision for precision in PRECISIONS if precision not in broken]
+    plans = dict.fromkeys(Plan(plan.groups, plan.layers) for plan in _least(space, running))
+    sizes = [dense]
+    for plan in plans:
+        with contextlib.suppress(AutocompressError):  # what cannot be made here is no candidate
+            sizes.append(build(plan, shop, keep_weights=False).size_bytes)
+    least = min(sizes)
     if most < REACH * least:
         raise BudgetError(
             f"--max-size {most / 1e6:.3g} MB is under what any candidate reaches; reachable here: {least / 1e6:.3g} MB "

@@ -36,7 +36,7 @@ class Solver:
         units: what chooses.
         tables: what the program is about.
         rule: settings of the program.
-        limits: largest totals, by "latency" (seconds) and "size" (bytes).
+        limits: largest totals, by "latency" (seconds), "size" (bytes at their bits) and "file" (bytes as stored).
         corners: plans that are proposed first, whatever the program says.
         lost: KL of whole plans to the dense model, on the samples that the errors are of.
         trials: finished evaluations.

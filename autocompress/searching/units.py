@@ -92,17 +92,20 @@ class Tables:
         seconds: of a query.
         bytes: of the weights at their bits.
         dense_s: seconds of the dense model.
+        stored: bytes of the weights as they stand in a file; None where nobody asks.
     """
 
     errors: Table
     seconds: Table
     bytes: Table
     dense_s: float
+    stored: Table | None = None
 
     @property
     def costs(self) -> dict[str, Table]:
         """The costs by the names that limits use."""
-        return {"latency": self.seconds, "size": self.bytes}
+        found = {"latency": self.seconds, "size": self.bytes}
+        return found if self.stored is None else {**found, "file": self.stored}
 
 
 def tables_of(
@@ -137,4 +140,5 @@ def tables_of(
     losses = [[errors[option].kl for option in unit.options] for unit in units]
     if not all(found.measured for found in errors.values()):  # what is predicted may say that fewer bytes err less
         losses = [monotone(row, own) for row, own in zip(losses, size, strict=True)]
-    return Tables(losses, rows(predict), size, predict(Plan()))
+    stored = rows(lambda plan: weight_bytes(plan, table, stored=True))
+    return Tables(losses, rows(predict), size, predict(Plan()), stored)

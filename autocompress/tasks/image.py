@@ -22,21 +22,35 @@ SNIPPET = Snippet(
 )
 
 
+#: Of each split; what is over it is decoded whenever it is asked for.
+KEPT_BYTES = 500_000_000
+
+
 class _Images:
-    """Images read and turned into model inputs when they are asked for."""
+    """Images read and turned into model inputs when they are asked for; as many as `KEPT_BYTES` hold stay decoded."""
 
     def __init__(self, rows: Rows, processor: Any) -> None:
         self.rows = rows
         self.processor = processor
+        self._kept: dict[int, Any] = {}
+        self._room = KEPT_BYTES
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is decoded: another process reads it again."""
+        return {**self.__dict__, "_kept": {}, "_room": KEPT_BYTES}
 
     def __len__(self) -> int:
         return len(self.rows["image"])
 
     def __getitem__(self, index: int) -> Tensor:
-        image = decoded(self.rows["image"][index], self.rows.place(index))
+        image = self._kept.get(index) or decoded(self.rows["image"][index], self.rows.place(index))
         if not hasattr(image, "convert"):
             raise DataError(f"{self.rows.place(index)}: not an image, but {type(image).__name__}")
-        pixels: Tensor = self.processor(image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
+        image = image.convert("RGB")
+        size = 3 * image.width * image.height
+        if index not in self._kept and size <= self._room:
+            self._kept[index], self._room = image, self._room - size
+        pixels: Tensor = self.processor(image, return_tensors="pt")["pixel_values"][0]
         return pixels
 
 

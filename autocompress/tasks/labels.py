@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,15 +51,19 @@ def _class_order(
     """The data's number to the model's class name, nothing where it is taken as it is; and notes."""
     ours = {name.casefold(): name for name in classes}
     shared = {number: ours[name.casefold()] for number, name in enumerate(names) if name.casefold() in ours}
-    if len(shared) == len(names):
+    twice = [name for name, count in Counter(classes).items() if count > 1]
+    if len(shared) == len(names) and not set(shared.values()) & set(twice):
         return shared, ()
-    if shared or len(names) != len(classes):
-        raise DataError(
-            f"{source}: its {len(names)} classes ({_few(names)}) are not the model's {len(classes)} ({_few(classes)}); "
-            "give labels by the model's names"
-        )
-    pairs = [f"{name} is {model}" for name, model in zip(names, classes, strict=True)]
-    return {}, (f"labels are taken by number, since the data's names are not the model's: {_few(pairs)}",)
+    pairs = list(zip(names, classes, strict=False)) if len(names) == len(classes) else []
+    others = [(name, model) for name, model in pairs if name.casefold() != model.casefold()]
+    moved = any(number in shared for number, (name, model) in enumerate(pairs) if (name, model) in others)
+    if pairs and not moved and (not shared or 2 * len(others) < len(pairs)):
+        said = _few([f"{name} is {model}" for name, model in others])
+        return {}, (f"labels are taken by number, since the data's names are not the model's: {said}",)
+    raise DataError(
+        f"{source}: its {len(names)} classes ({_few(names)}) are not the model's {len(classes)} ({_few(classes)}); "
+        "give labels by the model's names"
+    )
 
 
 def _few(names: Sequence[str]) -> str:
@@ -79,10 +84,13 @@ def class_numbers(labels: Sequence[Any], classes: Sequence[str], place: Callable
         DataError: a label is no class of the model; names the row and the classes.
     """
     by_name = {name: number for number, name in enumerate(classes)}
+    twice = {name for name, count in Counter(classes).items() if count > 1}
     named = all(name.isdecimal() for name in classes)
     numbers = []
     for row, label in enumerate(labels):
         number = label
+        if isinstance(label, str) and label in twice:
+            raise DataError(f"{place(row)}: label {label!r} names several of the model's classes; give its number")
         if isinstance(label, float) and label.is_integer():
             number = int(label)
         if isinstance(number, str):

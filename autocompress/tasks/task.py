@@ -401,7 +401,7 @@ def end_to_end(column: Column, batch: int, length: int) -> Tensor:
     pieces: list[Tensor] = []
     total, row = 0, 0
     while total < batch * length:
-        pieces.append(column[row % len(column)])
+        pieces.append(torch.as_tensor(column[row % len(column)]))
         total, row = total + len(pieces[-1]), row + 1
         if row == len(column) and not total:
             raise DataError("every training sample is empty: there is nothing to make a query of")

@@ -35,7 +35,7 @@ def make_text_classification(
         model: Hugging Face folder or hub id.
         data: see `tasks.data.load_splits`.
         text_column: default: the first of `TEXT_COLUMNS` that the data has.
-        label_column: default: the first of `tasks.data.LABEL_COLUMNS` that the data has.
+        label_column: default: the first of `tasks.labels.LABEL_COLUMNS` that the data has.
         max_length: tokens; longer texts are truncated.
 
     Raises:

@@ -159,3 +159,14 @@ def test_a_shared_weight_counts_once_until_either_side_takes_bits():
     assert weight_bytes(taking("int8-weights", "embed"), table) == whole + eighth
     both = Plan(layers={**taking("int8", "head").layers, **taking("int8-weights", "embed").layers})
     assert weight_bytes(both, table) == 2 * eighth
+
+
+def test_a_file_holds_whole_integers_however_few_of_them_are_used(table) -> None:
+    """Oracle: by hand, 8 by 8 weights."""
+    name = "net.0.q"
+    dense = weight_bytes(Plan(), table)
+    for weight_bits, at_bits, stored in ((None, 8, 8), (2, 2, 8)):
+        plan = Plan(layers={name: LayerPlan(quantize=Quantize("int8", weight_bits))})
+        scales = 4 * 8
+        assert weight_bytes(plan, table) == dense - 64 * 4 + 64 * at_bits / 8 + scales
+        assert weight_bytes(plan, table, stored=True) == dense - 64 * 4 + 64 * stored / 8 + scales

@@ -334,3 +334,17 @@ def test_texts_that_are_not_read_are_told(tmp_path: Path) -> None:
     assert "texts are those of column 'sentence'; not read: question" in load_splits(path, COLUMNS).notes[0]
     named = (Wanted("text", "sentence", ()), COLUMNS[1])
     assert not any("not read" in note for note in load_splits(path, named).notes)
+
+
+def test_names_that_nearly_all_agree_are_taken_by_number(tmp_path: Path) -> None:
+    """As ImageNet's are, whose models know two cranes, while no list of data may name a class twice."""
+    data = classified(tmp_path, ("crane", "dog", "crane (machine)", "eel", "owl"))
+    labels = class_labels(load_splits(data, COLUMNS), ("Crane", "dog", "Crane", "eel", "owl"), tmp_path)
+    assert labels.train[:6] == [0, 1, 2, 3, 4, 0]
+    assert "by number, since the data's names are not the model's: crane (machine) is Crane" in labels.notes[0]
+
+
+def test_a_name_of_two_classes_says_nothing() -> None:
+    with pytest.raises(DataError, match="here: row 1: label 'crane' names several of the model's classes"):
+        class_numbers(["dog", "crane"], ("crane", "dog", "crane"), here)
+    assert class_numbers([0, 2], ("crane", "dog", "crane"), here) == [0, 2]

@@ -45,6 +45,27 @@ def test_pictures_go_through_the_processor(image_model: Path, tmp_path: Path) ->
     assert task.workload_inputs(3, None)["pixel_values"].shape == (3, 3, 8, 8)
 
 
+def test_images_are_decoded_once_while_there_is_room(
+    image_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is 10 by 12 pixels of three channels, and there is room for two."""
+    from autocompress.tasks import image
+
+    monkeypatch.setattr(image, "KEPT_BYTES", 2 * 360 + 100)
+    read, real = [], image.decoded
+
+    def noting(value: object, where: str) -> object:
+        read.append(where)
+        return real(value, where)
+
+    monkeypatch.setattr(image, "decoded", noting)
+    data = save(tmp_path, {"image": pictures(3), "label": [0, 1, 2]})
+    task = load_task(TaskSource("image-classification", str(image_model), str(data)))
+    first = task.train.batch([0, 1, 2])[0]["pixel_values"]
+    assert torch.equal(task.train.batch([0, 1, 2])[0]["pixel_values"], first)
+    assert [int(where[-1]) for where in read] == [0, 1, 2, 2]
+
+
 def test_the_processor_is_saved_beside_the_model(image_model: Path, tmp_path: Path) -> None:
     data = save(tmp_path / "data", {"image": pictures(3), "label": [0, 1, 2]})
     load_task(TaskSource("image-classification", str(image_model), str(data))).save_processor(tmp_path / "out")

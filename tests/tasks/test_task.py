@@ -98,6 +98,9 @@ def test_a_query_is_as_long_as_the_workload_says() -> None:
     assert inputs["input_ids"][0].tolist() == torch.cat(list(task.train.inputs["input_ids"][:2]))[:7].tolist()
     assert task.workload_inputs(1, 40)["input_ids"].shape == (1, 9)  # no sample is longer
     assert task_of(mlp()).workload_inputs(2, 40)["x"].shape == (2, 16)
+    lists = {name: [row.tolist() for row in column] for name, column in task.train.inputs.items()}
+    plain = replace(task, train=Examples(lists, task.train.targets, task.train.padding))
+    assert plain.workload_inputs(2, 7)["input_ids"].tolist() == inputs["input_ids"].tolist()
 
 
 def test_traced_inputs_differ_in_length() -> None:
