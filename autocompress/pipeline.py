@@ -61,6 +61,9 @@ from autocompress.tasks.causal_lm import decodes
 from autocompress.tasks.task import Examples, Metric
 from autocompress.workshop import Workshop
 
+#: In the run folder, what the dense model says of the select part.
+DENSE_OUTPUTS = "teacher/select-{identity}.npy"
+
 
 @dataclass
 class _Clock:
@@ -390,7 +393,7 @@ def _divergence(artifact: Artifact, outputs: NDArray[Any], shop: Workshop) -> fl
 
 def dense_outputs(shop: Workshop) -> Path:
     """File of the dense model's logits ``(n, classes)`` on the select part, which its evaluation writes."""
-    return shop.root / "teacher" / f"select-{shop.task.identity}.npy"
+    return shop.root / DENSE_OUTPUTS.format(identity=shop.task.identity)
 
 
 def divergence(dense: NDArray[Any], outputs: NDArray[Any]) -> float:

@@ -21,7 +21,7 @@ TUNED_SHARE, TUNED_LEAST, TUNED_MOST = 0.3, 3, 15
 #: Learning rates that are tried before anything is modelled: the space's own, and that moved by shares of its interval.
 RATES = (0.0, 0.25, -0.25)
 
-#: Share of the recovery's time by which the first rung is done, where there are more.
+#: Share of the recovery's time by which the first rung is done, where there are more; the others divide the rest.
 FIRST_RUNG_SHARE = 0.6
 
 
@@ -56,7 +56,8 @@ class Climb:
             yield from self._tuned(rungs[0], clock, wider)
         for place, (rung, steps) in enumerate(rungs):
             yield from self._seen.settled()
-            share = 1.0 if place == len(rungs) - 1 else FIRST_RUNG_SHARE
+            above = place / (len(rungs) - 1) if len(rungs) > 1 else 1.0
+            share = FIRST_RUNG_SHARE + (1 - FIRST_RUNG_SHARE) * above
             self._begin()
             in_time = functools.partial(_in_time, clock, share)
             yield from self.climb(rung, steps, in_time, wider)

@@ -199,6 +199,10 @@ class Controller:
         for each in self._under_way.pop(trial.fingerprint, ()):
             self._tell(each, trial)
 
+    def expect(self, plan: Plan) -> None:
+        """A plan is under way that was not asked for here: it is not proposed, and learned once it is added."""
+        self._under_way.setdefault(plan.fingerprint, [])
+
     def ask(self, left_s: float = math.inf, wander: bool = True) -> Proposal | None:
         """The next plan that was not proposed before; None when the space seems exhausted, or the time is.
 
@@ -237,7 +241,9 @@ class Controller:
             self._tell(each, trial)
 
     def _tell(self, number: int, trial: Trial) -> None:
-        asked = self._asked.pop(number)
+        asked = self._asked.pop(number, None)
+        if asked is None:  # told already, by another name of its plan
+            return
         with storage_errors(self._journal):
             if not self._learnable(trial):
                 self._study.tell(number, state=TrialState.FAIL)

@@ -14,7 +14,7 @@ from autocompress.plan import Plan
 from autocompress.records import Trial
 from autocompress.searching.expected import Expected
 from autocompress.searching.knapsack import Knapsack
-from autocompress.searching.seen import NOTHING, Seen, own_ratio
+from autocompress.searching.seen import NOTHING, Seen, own_ratio, ratio_of
 from autocompress.searching.surrogate import Surrogate, expected_gains
 from autocompress.space import Values
 
@@ -73,7 +73,9 @@ class Foresight:
         factors, _ = self._latency.foretell(choices, np.zeros(len(rows)))
         places = np.log([row.seconds / self._knapsack.dense_s for row in rows]) + factors
         more, front = self._seen.judge.objectives.more, self._seen.front()
-        corner = (self._seen.reference()[0], 1.0 - self._step)
+        # the corner is told to the fastest dense, and everything here to dense in the same runtime
+        apart = math.log(ratio_of(front[0]) / own_ratio(front[0]))
+        corner = (self._seen.reference()[0] - apart, 1.0 - self._step)
         members = np.array([(math.log(own_ratio(trial)), self._drop(trial) - self._step) for trial in front])
         if not more:
             gains = expected_gains(members, corner, places, drops, spreads)

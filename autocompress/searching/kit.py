@@ -23,7 +23,7 @@ from autocompress.layers import LayerTable
 from autocompress.measure.dense import AnyBench
 from autocompress.measure.latency import Contestant, Setting
 from autocompress.measure.lock import lock_folder
-from autocompress.pipeline import Made, dense_outputs, make
+from autocompress.pipeline import DENSE_OUTPUTS, Made, dense_outputs, make
 from autocompress.plan import Plan
 from autocompress.records import Trial, write_atomic
 from autocompress.searching.rest import at_work
@@ -205,19 +205,19 @@ def _contents(root: Path, folder: Path) -> Iterator[tuple[str, bytes]]:
                 continue
 
 
-def job_of(plan: Plan, rung: int, shop: Workshop) -> Job:
+def job_of(plan: Plan, rung: int, root: Path) -> Job:
     """A candidate as the run's own process gives it away; what was learned for it before goes along.
 
     So does what the dense model says, by which it is known how far a candidate's predictions are from that.
     """
-    bank = shop.bank.folder
+    bank = root / "bank"
     known = frozenset(path.name for path in bank.glob("*"))
-    wanted = [dense_outputs(shop)] if dense_outputs(shop).is_file() else []
+    wanted = list(root.glob(DENSE_OUTPUTS.format(identity="*")))
     if plan.learn:
         wanted += [*bank.glob("latency-fit-*.json"), *bank.glob("learned-*.json")]
     if plan.learn or plan.init:
         wanted += bank.glob("weights-*")
-    return Job(plan, rung, {str(path.relative_to(shop.root)): path.read_bytes() for path in wanted}, known)
+    return Job(plan, rung, {str(path.relative_to(root)): path.read_bytes() for path in wanted}, known)
 
 
 def write_files(root: Path, files: Mapping[str, bytes]) -> None:

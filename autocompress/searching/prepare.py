@@ -10,7 +10,7 @@ from autocompress.found import LOSSES
 from autocompress.front import fits
 from autocompress.layers import LayerTable
 from autocompress.objectives import USUAL, Objective, Objectives, amount
-from autocompress.plan import Plan
+from autocompress.plan import Plan, Precision
 from autocompress.records import Origin, Trial, write_json
 from autocompress.searching.atoms import measure_atoms
 from autocompress.searching.controller import Controller
@@ -116,7 +116,7 @@ def corners(space: SearchSpace, probe: Probe) -> Iterator[tuple[Origin, Values]]
     """Uniform levels of everything in the fastest precision, middle ones first, and blocks dropped by depth.
 
     Beside the middle of structure its low ranks, in fp32 and in the fastest precision: where layers are narrow, the one
-    may pay and the other not.
+    may pay and the other not. Last the recipes, and each level of zeros: the program leaves both alone.
     """
     best = probe.fastest_precision
     rules, blocks = space.rules, space.table.blocks
@@ -143,3 +143,20 @@ def corners(space: SearchSpace, probe: Probe) -> Iterator[tuple[Origin, Values]]
     yield from ordered[1:]
     for recipe in range(1, len(rules.learn)):
         yield "seed", {**space.uniform(precision=best), "learn": recipe}
+    yield from (("seed", values) for values in _zeros(space, best))
+
+
+def _zeros(space: SearchSpace, best: Precision) -> Iterator[Values]:
+    """Every level of zeros: over all layers together, and in each layer by itself.
+
+    In the fastest precision; on a GPU in half as well, whose kernels skip two zeros of four.
+    """
+    spread = [variable for variable in space.structure if variable.name.partition(":")[0] == "sparsity"]
+    offered = {level for variable in space.structure for level in variable.levels}
+    halves: tuple[Precision, ...] = ("fp16",) if space.profile.device == "cuda" and "fp16" in offered else ()
+    together = [variable for variable in spread if variable.name == "sparsity:all layers"]
+    for variables in (together, [variable for variable in spread if variable not in together]):
+        for level in range(1, max((len(variable.levels) for variable in variables), default=0)):
+            for precision in dict.fromkeys((best, *halves)):
+                chosen = {v.name: min(level, len(v.levels) - 1) for v in variables}
+                yield {**space.uniform(precision=precision), **chosen}

@@ -135,7 +135,7 @@ class RayRunner:
         if proposal.plan.learn:
             with resting(self._kit):
                 settle(proposal.plan, self._shop)
-        job = job_of(proposal.plan, proposal.rung, self._shop)
+        job = job_of(proposal.plan, proposal.rung, self._shop.root)
         self._under_way[self._work.remote(self._sent, job)] = proposal
 
     def wait(self) -> Finished:

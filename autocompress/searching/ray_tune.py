@@ -22,10 +22,10 @@ from autocompress.devices import open_bench
 from autocompress.errors import AutocompressError, ConfigError
 from autocompress.measure.latency import Setting
 from autocompress.pipeline import measured, settle
-from autocompress.plan import describe, plan_from_json
+from autocompress.plan import Plan, describe, plan_from_json
 from autocompress.records import Trial, write_json
 from autocompress.searching.controller import Controller, Proposal
-from autocompress.searching.kit import INPUTS, Brought, Job, Kit, work, write_files
+from autocompress.searching.kit import INPUTS, Brought, Job, Kit, job_of, work, write_files
 from autocompress.searching.loop import Loop
 from autocompress.searching.rest import all_at_rest
 
@@ -51,9 +51,9 @@ class Clerk:
         self._bench = open_bench(kit.profile, self._root / INPUTS, dense, kit.table, best_dense, memory=memory)
         self._trials: dict[str, Trial] = {}
 
-    def known(self) -> frozenset[str]:
-        """Names of the bank's files."""
-        return frozenset(path.name for path in (self._root / "bank").glob("*"))
+    def job(self, plan: Plan, rung: int) -> Job:
+        """A candidate, with what a machine without the run folder cannot make itself."""
+        return job_of(plan, rung, self._root)
 
     def measure(self, brought: Brought) -> Trial:
         """Keep what was brought, and time it."""
@@ -118,7 +118,7 @@ def make_trainable(kit: Kit, clerk: Any, judge: Judge) -> Trainable:
 
 def _train(config: Mapping[str, Any], kit: Kit, clerk: Any, judge: Judge) -> dict[str, float]:
     plan = plan_from_json(json.loads(config["plan"]))
-    brought = work(kit, Job(plan, config["rung"], known=ray.get(clerk.known.remote())))
+    brought = work(kit, ray.get(clerk.job.remote(plan, config["rung"])))
     trial: Trial = ray.get(clerk.measure.remote(brought))
     if trial.state == "FAILED":
         raise CandidateError(trial.error)
@@ -224,3 +224,5 @@ class PlanSearcher(Searcher):
         self._under_way = {
             trial: Proposal(**{**data, "plan": plan_from_json(data["plan"])}) for trial, data in known.items()
         }
+        for proposal in self._under_way.values():  # which Tune evaluates again, whatever the journal would propose
+            self._controller.expect(proposal.plan)

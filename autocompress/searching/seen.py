@@ -17,6 +17,9 @@ from autocompress.searching.controller import Proposal
 #: What counts as no loss.
 NOTHING = 1e-6
 
+#: The least loss that a quality tells, which is noisy where predictions are not.
+HARDLY = 1e-3
+
 #: Number that stands for "no proposal of the controller".
 NO_PROPOSAL = -1
 
@@ -224,13 +227,17 @@ class Seen:
         return (self.dense_quality() - trial.quality) * (1 if self.judge.maximize else -1)
 
     def loss(self, trial: Trial) -> float:
-        """How far the predictions are from the dense model's; where nobody looked, how much worse they are."""
+        """How far the predictions are from the dense model's; where nobody looked, how much worse they are.
+
+        What is no worse says only that it is hardly worse: as a logarithm, in which losses are learned, next to nothing
+        would outweigh all others.
+        """
         if trial.divergence is not None:
             return max(trial.divergence, NOTHING)
         quality, dense = trial.quality or 0.0, self.dense_quality()
         if not self.judge.maximize and quality > 0 and dense > 0:
-            return max(math.log(quality / dense), NOTHING)
-        return max(self.drop(trial), NOTHING)
+            return max(math.log(quality / dense), HARDLY)
+        return max(self.drop(trial), HARDLY)
 
     def goodness(self, trial: Trial) -> float:
         """Of quality; more is better."""

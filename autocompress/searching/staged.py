@@ -202,7 +202,7 @@ class Staged:
                 continue
             values = encode(plan, self._controller.space)
             if rung == 0 and self._plan(values) == plan:
-                self._values[plan.fingerprint] = values
+                self._values[plan.fingerprint] = {**self._heaviest, **values}
             yield Proposal(NO_PROPOSAL, plan, "warm-start", rung)
         yield from self._seen.settled()
 

@@ -296,6 +296,22 @@ def test_a_sampler_that_has_settled_does_not_end_a_search(journal, large, answer
     assert (sampler.asked - before) // len(large.variables) == 16, "it proposed something new, and is trusted again"
 
 
+def test_what_is_evaluated_elsewhere_is_not_proposed_but_learned(journal, small, answer):
+    """As of a Tune experiment that is restored, which runs its own trials again."""
+    killed = start(journal, small).ask()
+    controller = start(journal, small)
+    controller.expect(killed.plan)
+    asked = []
+    while (proposal := controller.ask()) is not None:
+        asked.append(proposal)
+        controller.tell(proposal.number, answer(proposal))
+    assert killed.plan not in [proposal.plan for proposal in asked]
+    values = controller.asked(killed.number)
+    controller.add(values, answer(killed))
+    assert controller.ask() is None
+    assert "RUNNING" not in states(journal)
+
+
 # resuming
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -128,6 +129,29 @@ def test_of_further_objectives_a_candidate_is_held_against_those_that_take_no_mo
     for small, big in ((medium, other), (other, medium)):
         program.sizes = {tuple(small.values()): 5e5, tuple(big.values()): 2e6}
         assert made.ranked([big, small])[0].values == small
+
+
+@pytest.mark.parametrize(("apart", "gains"), [(1.0, True), (1.5, False)], ids=["same runtime", "another is faster"])
+def test_the_corner_is_told_to_the_fastest_dense(space, make_trial, apart, gains):
+    """A good candidate at 0.9 of dense in its runtime is no gain where dense is half as fast again in another one."""
+
+    def law(values):
+        return 1 / (1 + 0.2 * level(values)), 0.9 - 0.01 * level(values)
+
+    made, seen, _program = searched(space, make_trial, law, 60)
+    for trial in list(seen.trials.values()):
+        told = replace(trial.latency, ratio_best_dense=apart * trial.latency.ratio)
+        seen.keep(trial.replace(latency=told))
+    corners = []
+
+    def noting(_members, corner, places, *_others):
+        corners.append(corner)
+        return np.zeros(len(places))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("autocompress.searching.foresight.expected_gains", noting)
+        made.ranked([space.uniform()])
+    assert (math.log(0.9) < corners[0][0]) is gains
 
 
 def test_dense_alone_is_known_by_its_plan(space):

@@ -72,6 +72,18 @@ def test_recipes_come_last(make_space):
     assert len(list(corners(space, PROBE))) == 2
 
 
+def test_every_level_of_zeros_is_a_corner(make_space):
+    """The program leaves them alone, so that nothing else would propose any. Oracle: levels counted by hand."""
+    layers = [{"kind": "linear", "precision": ["fp32", "int8"], "sparsity": [0.0, 0.5, 0.75]}]
+    space = make_space({"groups": {"heads": [1.0, 0.5]}, "layers": layers, "sparsity": [0.0, 0.6]})
+    plans = [space.decode(values) for _origin, values in corners(space, PROBE)]
+    assert [plan.mask.sparsity for plan in plans if plan.mask] == [0.6]
+    each = [{lp.mask.sparsity for lp in plan.layers.values() if lp.mask} for plan in plans]
+    assert [shares for shares in each if shares] == [{0.5}, {0.75}]
+    assert len(plans) == 4
+    assert all(any(lp.precision == "int8" for lp in plan.layers.values()) for plan in plans)
+
+
 def test_bits_alone_have_no_corners(make_space):
     assert list(corners(make_space({"layers": [BITS]}), PROBE)) == []
 

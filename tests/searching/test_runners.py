@@ -203,7 +203,7 @@ def test_files_travel_where_the_run_folder_is_not_seen(
     home, alone = make_shop(), expected[1]
     kit = pack(home, 1)
     assert not kit.marker.exists()
-    brought = work(kit, job_of(PLANS[1], 0, home))
+    brought = work(kit, job_of(PLANS[1], 0, home.root))
     folder = f"artifacts/{PLANS[1].fingerprint}-r0"
     names = {Path(name).name for name in brought.files if name.startswith(folder)}
     assert names == {path.name for path in (home.root.parent / "alone" / folder).iterdir()}
@@ -214,7 +214,7 @@ def test_files_travel_where_the_run_folder_is_not_seen(
     assert alone.artifact is not None
     there = home.root.parent / "alone" / alone.artifact.path
     assert (home.root / alone.artifact.path).read_bytes() == there.read_bytes()
-    again = work(kit, job_of(PLANS[1], 0, home))
+    again = work(kit, job_of(PLANS[1], 0, home.root))
     assert not any(name.startswith("bank/") for name in again.files), "what is at home is not brought again"
 
 
@@ -222,11 +222,11 @@ def test_what_dense_says_travels_so_that_others_are_held_against_it(make_shop: M
     """Else only the machine that scored dense would know how far candidates are from it. Oracle: found at home."""
     home, there = make_shop(), make_shop("there")
     kit = pack(home, 1)
-    dense = work(kit, job_of(Plan(), 0, home))
+    dense = work(kit, job_of(Plan(), 0, home.root))
     assert dense.made.trial.divergence == 0.0
     write_files(home.root, dense.files)
     kit = pack(home, 1)  # another machine, which has not scored it
-    brought = work(kit, job_of(PLANS[1], 0, home)).made.trial
+    brought = work(kit, job_of(PLANS[1], 0, home.root)).made.trial
     assert brought.divergence is not None
     assert brought.divergence > 0
     assert there.root != home.root

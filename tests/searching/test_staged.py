@@ -726,3 +726,27 @@ def test_what_is_recovered_is_the_structure_that_was_measured(world, journal):
         proposal = staged.climb._recovery(trial, {}, made.space.steps[0], 1, "recovered")
         assert proposal.plan.seed == seed
         assert proposal.plan.groups == plan.groups
+
+
+def test_a_middle_rung_has_its_own_share_of_the_time(world, journal):
+    """Else the last one would never have anything to promote."""
+    made = world({**STRUCTURE, "distill": {**RECOVERY, "steps": [0, 10, 20, 40]}})
+    names = [plan for plan in made.every if plan != Plan()]
+    for number in np.random.default_rng(0).choice(len(names), 14, replace=False):
+        made.trial(Proposal(-1, names[number], "sampled"))
+    staged = made.staged(journal, made.now + 250.0)
+    staged.only = "recover"
+    trials = made.follow(staged, made.now + 250.0)
+    rungs = [sum(trial.rung == rung for trial in trials) for rung in (1, 2, 3)]
+    assert rungs[0] > rungs[1] > 0
+    assert rungs[2] > 0
+
+
+def test_a_warm_start_goes_on_in_a_space_with_zeros(world, journal):
+    """What the program leaves alone is known of its candidates, too."""
+    made = world({**STRUCTURE, "sparsity": [0.0, 0.5]})
+    names = [plan for plan in made.every if plan != Plan() and not plan.mask]
+    staged = made.staged(journal)
+    staged.warm = names[3:40:9]
+    trials = made.follow(staged, most=80)
+    assert {t.origin for t in trials} >= {"warm-start", "refined"}
