@@ -196,7 +196,7 @@ def open_loop(order: Order, shop: Workshop, runner: Runner, limits: Limits, watc
         stages=Stages(state.get("stages", ()), limits.patience),
     )
     loop.announce("probe")
-    loop.probe = _probe(shop, order.space, watcher)
+    loop.probe = _probe(shop, order.space, watcher, order.by_size)
     check_reachable(loop.probe, order.budgets)
     if not loop.trials:
         check_size_reachable(loop.probe, shop, order.space, order.budgets)
@@ -249,7 +249,7 @@ def _search(order: Order, shop: Workshop, runner: Runner, limits: Limits, watche
     write_json(order.root / "state.json", state)
 
 
-def _probe(shop: Workshop, space: SearchSpace, watcher: Watcher) -> Probe:
+def _probe(shop: Workshop, space: SearchSpace, watcher: Watcher, by_size: bool = False) -> Probe:
     """The probe of this run, from its file or measured now; the dense artefact is made first."""
     if not shop.bench.dense.path.is_file():
         build(Plan(), shop)
@@ -258,7 +258,7 @@ def _probe(shop: Workshop, space: SearchSpace, watcher: Watcher) -> Probe:
         probe = Probe.from_json(json.loads(path.read_text()))
         shop.bench.best_dense = replace(probe.best_dense, device=shop.profile.device)
         return probe
-    return run_probe(shop, space, path, watcher.say)
+    return run_probe(shop, space, path, watcher.say, by_size)
 
 
 def _enough(state: Mapping[str, Any], limits: Limits) -> bool:

@@ -125,17 +125,20 @@ class Probe:
         )
 
 
-def run_probe(shop: Workshop, space: SearchSpace, path: Path, say: Callable[[str], None]) -> Probe:
+def run_probe(
+    shop: Workshop, space: SearchSpace, path: Path, say: Callable[[str], None], by_size: bool = False
+) -> Probe:
     """Measure dense, the uniform precisions and the smallest candidate; writes `path`.
 
-    `space` is the space before anything is dropped. Sets the bench's fastest dense setting.
+    `space` is the space before anything is dropped; where bytes count (`by_size`), nothing is that runs here. Sets the
+    bench's fastest dense setting.
     """
     dense = find_best_dense(shop.bench)
     shop.bench.best_dense = Setting(dense[0].runtime, dense[0].threads, shop.profile.device)
     how = _how(shop)
     for item in dense:
         say(f"dense fp32, {Setting(item.runtime, item.threads)}: {item.latency_s * 1e3:.3g} ms{how}")
-    precisions = probe_precisions(shop, space, say)
+    precisions = probe_precisions(shop, space, say, by_size)
     smallest = list(_smallest(shop, space, precisions))
     latency = min(smallest, key=lambda found: found.ratio_best_dense)
     memory = min((found.peak_memory_bytes for found in smallest if found.peak_memory_bytes is not None), default=None)
@@ -227,8 +230,13 @@ def check_size_reachable(probe: Probe, shop: Workshop, space: SearchSpace, budge
         )
 
 
-def probe_precisions(shop: Workshop, space: SearchSpace, say: Callable[[str], None]) -> tuple[PrecisionFact, ...]:
-    """Each integer precision of the space on every layer that has it; one slower than the next heavier is dropped."""
+def probe_precisions(
+    shop: Workshop, space: SearchSpace, say: Callable[[str], None], by_size: bool = False
+) -> tuple[PrecisionFact, ...]:
+    """Each integer precision of the space on every layer that has it; one slower than the next heavier is dropped.
+
+    Where bytes count, it is kept all the same.
+    """
     offered = {
         level
         for variable in space.variables
@@ -248,11 +256,14 @@ def probe_precisions(shop: Workshop, space: SearchSpace, say: Callable[[str], No
         except AutocompressError as fault:
             facts.append(PrecisionFact(precision, None, None, None, False, f"does not run here: {fault}"))
             continue
-        kept = latency.ratio_low <= heavier_ratio
-        why = "" if kept else f"slower than {heavier} ({latency.ratio:.2f} against {heavier_ratio:.2f} of dense)"
-        say(f"{precision}: {latency.ratio:.2f} of dense{_how(shop)}" + ("" if kept else f", dropped: {why}"))
+        pays = latency.ratio_low <= heavier_ratio
+        why = "" if pays else f"slower than {heavier} ({latency.ratio:.2f} against {heavier_ratio:.2f} of dense)"
+        why += ", kept since bytes count" if why and by_size else ""
+        said = "" if pays else f", {why}" if by_size else f", dropped: {why}"
+        say(f"{precision}: {latency.ratio:.2f} of dense{_how(shop)}{said}")
+        kept = pays or by_size
         facts.append(PrecisionFact(precision, latency.ratio, latency.ratio_low, latency.ratio_high, kept, why))
-        if kept:
+        if pays:
             heavier, heavier_ratio = precision, latency.ratio
     return tuple(facts)
 

@@ -218,6 +218,19 @@ def fronts(runs: Runs) -> dict[str, NDArray[np.float64]]:
     return found
 
 
+#: Method to how a table calls it.
+CALLED: Mapping[str, str] = {
+    "staged": "**staged**",
+    "nsga2": "plain NSGA-II",
+    "tpe": "plain TPE, multivariate",
+    "nsga2-knapsack": "NSGA-II from the program's front",
+    "nsga2-uniform": "NSGA-II from uniform levels",
+    "knapsack": "the program alone",
+    "sequential": "prune, then factorize, then quantize",
+    "random": "random",
+    "uniform": "uniform levels",
+}
+
 HEADS = (
     "method",
     "seeds",
@@ -225,7 +238,7 @@ HEADS = (
     "candidates",
     "hypervolume (range)",
     "staged has",
-    "fresh samples",
+    "fresh",
     "with divergence",
     "time to target",
     "without bank",
@@ -233,26 +246,39 @@ HEADS = (
 
 
 def rows(task: str, runs: Runs) -> list[tuple[str, ...]]:
-    """One row per method; time to target as a share of the method's seconds."""
+    """One row per method, staged first, then by hypervolume; time to target as a share of the method's seconds."""
+
+    def order(name: str) -> tuple[bool, float]:
+        return name != "staged", -float(np.median([run.final for run in runs[name].values()]))
+
     made = []
-    for name, found in runs.items():
-        line = record(task, name, runs)
-        finals = [run.final for run in found.values()]
-        fresh = [median([run.fresh for run in found.values()]), median([run.fresh_both for run in found.values()])]
+    for name in sorted(runs, key=order):
+        line, found = record(task, name, runs), list(runs[name].values())
+        finals = [run.final for run in found]
+        spread = f" ({min(finals):.4f}–{max(finals):.4f})" if len(finals) > 1 else ""
         ours, theirs = line["hypervolume_staged"], line["hypervolume_baseline"]
         made.append(
             (
-                name,
+                CALLED[name],
                 str(len(found)),
-                f"{np.median([run.spent_s for run in found.values()]):.0f}",
-                f"{np.median([len(run.points) for run in found.values()]):.0f}",
-                f"{np.median(finals):.4f} ({min(finals):.4f}–{max(finals):.4f})",
+                f"{np.median([run.spent_s for run in found]):.0f}",
+                f"{np.median([len(run.points) for run in found]):.0f}",
+                f"{np.median(finals):.4f}{spread}",
                 f"{ours / theirs - 1:+.1%}" if ours and theirs and name != "staged" else "–",
-                *("–" if one is None else f"{one:.4f}" for one in fresh),
+                graded([run.fresh for run in found]),
+                graded([run.fresh_both for run in found]),
                 *(shown(line[key], name) for key in ("time_to_target_ratio", "time_to_target_ratio_without_bank")),
             )
         )
     return made
+
+
+def graded(values: Sequence[float]) -> str:
+    """The median of those that were graded, and of how many where not of all."""
+    known = [value for value in values if not math.isnan(value)]
+    if not known:
+        return "–"
+    return f"{np.median(known):.4f}" + (f" ({len(known)} of {len(values)})" if len(known) < len(values) else "")
 
 
 def shown(ratio: float | None, name: str) -> str:

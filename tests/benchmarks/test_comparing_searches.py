@@ -6,7 +6,7 @@ import math
 import common
 import numpy as np
 import pytest
-from searching.compare import compare, curve, fronts, markdown, median, record, rows, run_of, runs_of
+from searching.compare import compare, curve, fronts, graded, markdown, median, record, rows, run_of, runs_of
 
 #: In (ln ratio, quality): a point of ratio r and quality q alone has the rectangle ``-ln r · (q - 0.5)``.
 REFERENCE = (0.0, 0.5)
@@ -179,10 +179,18 @@ def test_another_seed_may_be_of_another_machine():
 
 def test_the_table_has_a_row_per_method_and_pastes_as_markdown():
     found = rows("digits", RUNS)
-    assert [row[0] for row in found] == list(RUNS)
-    assert found[1][-2:] == ("0.100", "0.060")
-    assert found[2][-4:] == ("–", "–", "–", "–")
+    assert [row[0] for row in found] == [
+        "**staged**", "NSGA-II from uniform levels", "plain NSGA-II", "the program alone",
+    ]  # fmt: skip
+    assert found[2][-2:] == ("0.100", "0.060")
+    assert found[1][-4:] == ("–", "–", "–", "–")
     assert markdown(("a", "b"), [("1", "2")]) == "| a | b |\n| --- | ---: |\n| 1 | 2 |"
+
+
+def test_what_was_graded_of_some_seeds_alone_says_so():
+    assert graded([0.2, math.nan, 0.4]) == "0.3000 (2 of 3)"
+    assert graded([0.2, 0.3, 0.4]) == "0.3000"
+    assert graded([math.nan]) == "–"
 
 
 def test_summary_is_a_list_with_environment_and_curves_beside_it(tmp_path):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from autocompress.budgets import Budgets
 from autocompress.errors import BudgetError
 from autocompress.searching.probe import DenseSetting, PrecisionFact, Probe, RateFact, check_reachable
+from tests.conftest import MakeSpace
 
 PROBE = Probe(
     dense=(DenseSetting("openvino", 2, 0.008, 0.8), DenseSetting("onnxruntime", 2, 0.010, 1.0)),
@@ -71,3 +73,29 @@ def test_reachable_budgets_pass(budgets: Budgets) -> None:
 def test_unreachable_budgets_name_the_range(budgets: Budgets, message: str) -> None:
     with pytest.raises(BudgetError, match=message):
         check_reachable(PROBE, budgets)
+
+
+@pytest.mark.parametrize("by_size", [False, True])
+def test_slow_precisions_are_kept_where_bytes_count(
+    make_space: MakeSpace, monkeypatch: pytest.MonkeyPatch, by_size: bool
+) -> None:
+    """int4-weights take longer than int8 here, and are smaller."""
+    from types import SimpleNamespace
+
+    from autocompress.searching import probe as module
+
+    ratios = {"int8": 0.5, "int4-weights": 1.3}
+    built = lambda plan, *_args, **_more: SimpleNamespace(path=next(iter(plan.layers.values())).precision)  # noqa: E731
+    monkeypatch.setattr(module, "build", built)
+    timed = lambda path: SimpleNamespace(  # noqa: E731
+        ratio=ratios[path.name], ratio_low=ratios[path.name] - 0.01, ratio_high=ratios[path.name] + 0.01
+    )
+    space = make_space({"layers": [{"match": "net.*", "precision": ["fp32", "int8", "int4-weights"]}]})
+    profile = SimpleNamespace(runtime="onnxruntime", host_device="cpu", latencies="measured")
+    shop = SimpleNamespace(root=Path("run"), bench=SimpleNamespace(measure=timed), profile=profile)
+    said: list[str] = []
+    facts = module.probe_precisions(shop, space, said.append, by_size)
+    assert [(fact.precision, fact.kept) for fact in facts] == [("int8", True), ("int4-weights", by_size)]
+    assert said[-1].endswith(
+        "kept since bytes count" if by_size else "dropped: slower than int8 (1.30 against 0.50 of dense)"
+    )
