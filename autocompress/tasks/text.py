@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from autocompress.errors import DataError, ModelError
+from autocompress.errors import ConfigError, DataError, ModelError
 from autocompress.tasks.data import Rows, Wanted, load_splits
 from autocompress.tasks.hub import class_names, load_model, load_pretrained
 from autocompress.tasks.labels import LABEL_COLUMNS, class_labels
@@ -19,6 +19,13 @@ TEXT_COLUMNS = ("sentence", "text", "content", "review")
 SNIPPET = Snippet(
     "transformers",
     'transformers.AutoTokenizer.from_pretrained(folder)(["a gripping, funny film"], return_tensors="np")',
+)
+
+#: Role of the second text of a pair, and what makes inputs of one.
+PAIR = "pair"
+PAIR_SNIPPET = Snippet(
+    "transformers",
+    'transformers.AutoTokenizer.from_pretrained(folder)(["it rains"], ["it is wet"], return_tensors="np")',
 )
 
 
@@ -34,7 +41,8 @@ def make_text_classification(
     Args:
         model: Hugging Face folder or hub id.
         data: see `tasks.data.load_splits`.
-        text_column: default: the first of `TEXT_COLUMNS` that the data has.
+        text_column: default: the first of `TEXT_COLUMNS` that the data has. Two, as "premise,hypothesis", are read as
+            pairs in that order.
         label_column: default: the first of `tasks.labels.LABEL_COLUMNS` that the data has.
         max_length: tokens; longer texts are truncated.
 
@@ -46,9 +54,9 @@ def make_text_classification(
     network = load_model(AutoModelForSequenceClassification, model)
     tokenizer = load_pretrained(AutoTokenizer, model)
     classes = class_names(network)
-    columns = (Wanted("text", text_column, TEXT_COLUMNS), Wanted("label", label_column, LABEL_COLUMNS))
+    columns = (*_text_columns(text_column), Wanted("label", label_column, LABEL_COLUMNS))
     splits = load_splits(data, columns)
-    labels = class_labels(splits, classes, data)
+    labels, made_of = class_labels(splits, classes, data), {wanted.role for wanted in columns}
     made, notes = {}, [*splits.notes, *labels.notes]
     for name in ("train", "validation", "test"):
         rows: Rows = getattr(splits, name)
@@ -83,18 +91,28 @@ def make_text_classification(
         query=query,
         classes=classes,
         save_processor=tokenizer.save_pretrained,
-        snippet=SNIPPET,
+        snippet=PAIR_SNIPPET if PAIR in made_of else SNIPPET,
         notes=tuple(notes),
     )
 
 
+def _text_columns(given: str | None) -> tuple[Wanted, ...]:
+    """One column of texts, or two of which each row makes a pair."""
+    names = [name.strip() for name in given.split(",")] if given else [None]
+    if len(names) > 2 or "" in names:
+        raise ConfigError(f"--text-column {given}: names one column, or two of a pair such as premise,hypothesis")
+    roles = zip(("text", PAIR), names, strict=False)
+    return tuple(Wanted(role, name, TEXT_COLUMNS if role == "text" else ()) for role, name in roles)
+
+
 def _encode(tokenizer: Any, rows: Rows, labels: Sequence[int], max_length: int) -> tuple[Examples, int]:
     """Texts as tokens, and how many of them were cut."""
-    texts = rows["text"]
-    for row, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise DataError(f"{rows.place(row)}: the text must be a string, but got {text!r}")
-    encoded = tokenizer(list(texts), truncation=True, max_length=max_length)
+    given = [list(rows[role]) for role in ("text", PAIR) if role in rows]
+    for texts in given:
+        for row, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise DataError(f"{rows.place(row)}: the text must be a string, but got {text!r}")
+    encoded = tokenizer(*given, truncation=True, max_length=max_length)
     if encoded.encodings:
         cut = sum(bool(one.overflowing) for one in encoded.encodings)
     else:  # a slow tokenizer does not say

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from autocompress.errors import DataError
+from autocompress.errors import ConfigError, DataError
 from autocompress.tasks import TaskSource, load_task
 from autocompress.tasks.task import Task
 from autocompress.tasks.text import make_text_classification
@@ -83,6 +83,23 @@ def test_a_label_outside_the_classes_names_file_and_row(text_model: Path, tmp_pa
         frame.to_csv(tmp_path / f"{split}.csv", index=False)
     with pytest.raises(DataError, match="split 'train': row 3: label 7 is none of the model's 3 classes"):
         make_text_classification(text_model, tmp_path)
+
+
+def test_pairs_are_read_from_two_columns(text_model: Path, tmp_path: Path) -> None:
+    """Oracle: the tokens of either text by hand, with a separator after each."""
+    frame = pd.DataFrame({"text": ["a film"] * 6, "about": ["bad"] * 6, "label": ["good"] * 6})
+    for split in ("train", "validation", "test"):
+        frame.to_csv(tmp_path / f"{split}.csv", index=False)
+    task = make_text_classification(text_model, tmp_path, text_column="about, text", max_length=20)
+    assert task.train.inputs["input_ids"][0].tolist() == [CLS, 6, SEP, 4, 7, SEP]
+    assert task.notes == ()
+    assert run(task.model, task.workload_inputs(2, 9)).shape == (2, 3)
+    assert '["it rains"], ["it is wet"]' in task.snippet.inputs
+    assert "not read: about" in make_text_classification(text_model, tmp_path, max_length=20).notes[0]
+    with pytest.raises(DataError, match="has no column 'abuot'; did you mean 'about'"):
+        make_text_classification(text_model, tmp_path, text_column="text,abuot", max_length=20)
+    with pytest.raises(ConfigError, match="--text-column a,b,c: names one column, or two of a pair"):
+        make_text_classification(text_model, tmp_path, text_column="a,b,c", max_length=20)
 
 
 def test_texts_that_are_cut_are_counted(task: Task, text_model: Path, data: Path) -> None:
