@@ -18,7 +18,7 @@ from autocompress.errors import DataError, ModelError
 from autocompress.hardware import Workload
 from autocompress.tasks.data import Wanted, load_texts
 from autocompress.tasks.hub import load_model, load_pretrained
-from autocompress.tasks.task import Examples, Inputs, Metric, Snippet, Task, logits_of
+from autocompress.tasks.task import Examples, Inputs, Metric, Snippet, Task, end_to_end, logits_of
 
 TEXT_COLUMNS = ("text", "content", "document", "sentence")
 
@@ -121,7 +121,7 @@ def make_causal_lm(model: str | Path, data: str | Path, text_column: str | None 
 
     def query(batch: int, length: int | None) -> Inputs:
         _check_length(model, length or max_length, limit)
-        return {"input_ids": _full_length(made["train"].targets, batch, length or max_length)}
+        return {"input_ids": end_to_end(made["train"].targets, batch, length or max_length)}
 
     return Task(
         name="causal-lm",
@@ -197,12 +197,6 @@ def blocks(stream: Tensor, length: int, where: str) -> Tensor:
             "(the profile's workload.sequence_length); give more text or a shorter length"
         )
     return stream[: count * length].reshape(count, length)
-
-
-def _full_length(ids: Tensor, batch: int, length: int) -> Tensor:
-    """``(batch, length)`` tokens of consecutive blocks, from the start again where they are used up."""
-    stream = ids.reshape(-1)
-    return stream.repeat(-(-batch * length // len(stream)))[: batch * length].reshape(batch, length)
 
 
 def _check_length(model: str | Path, length: int, limit: int) -> None:
