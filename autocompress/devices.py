@@ -129,7 +129,8 @@ def _time(bench: AnyBench, trial: Trial, run: Run, tier: Tier, known: dict[str, 
 
 def _answers_otherwise(bench: AnyBench, path: Path) -> str:
     """What is to be said of a file that gives another answer here than where it was graded; "" for nothing."""
-    graded, here = read_answer(path), bench.outputs(path)
+    graded = read_answer(path)
+    here = None if graded is None else bench.outputs(path)
     if graded is None or here is None:
         return ""
     distance = relative_distance(here, graded)
