@@ -196,17 +196,16 @@ def open_loop(order: Order, shop: Workshop, runner: Runner, limits: Limits, watc
         stages=Stages(state.get("stages", ()), limits.patience),
     )
     loop.announce("probe")
-    loop.probe = _probe(shop, order.space, watcher, order.by_size)
+    # as the run began: a study's space must not move
+    by_size = bool(Run(root).experiment["resolved"].get("by_size", order.objectives.more))
+    loop.probe = _probe(shop, order.space, watcher, by_size)
     check_reachable(loop.probe, order.budgets)
     if not loop.trials:
         check_size_reachable(loop.probe, shop, order.space, order.budgets)
     loop.references = references(order.space, loop.probe)
-    # as the run began: a study's space must not move
-    by_size = bool(Run(root).experiment["resolved"].get("by_size", order.objectives.more))
     dropped = dropped_precisions(loop.probe, order.space.rules, by_size)
-    there = dropped_there(
-        _shapes(order, shop, loop.probe, SHARE * limits.seconds, watcher, not loop.trials), shop.table
-    )
+    shapes = _shapes(order, shop, loop.probe, SHARE * limits.seconds, watcher, not loop.trials and not by_size)
+    there = dropped_there(shapes, shop.table)
     loop.space = build_space(order.space.rules, shop.table, shop.profile, dropped, loop.probe.learning_rate, there)
     broken = frozenset(fact.precision for fact in loop.probe.precisions if fact.ratio is None)
     loop.warm = prepared(order.warm, shop.table, shop.profile, broken, watcher.say)
@@ -216,13 +215,13 @@ def open_loop(order: Order, shop: Workshop, runner: Runner, limits: Limits, watc
 def _shapes(
     order: Order, shop: Workshop, probe: Probe, limit_s: float, watcher: Watcher, fresh: bool
 ) -> tuple[ShapeFact, ...]:
-    """What each precision does on each layer shape; taken before the first candidate (`fresh`) or never.
+    """What each precision does on each layer shape; taken (`fresh`) before the first candidate or never.
 
-    A study's space must not move. The integer program of `strategy: solve` times them itself; where bytes count,
-    nothing would be dropped.
+    A study's space must not move. The integer program of `strategy: solve` times them itself; where bytes count, they
+    are not asked for, since nothing would be dropped.
     """
     path = order.root / "kernels.json"
-    if fresh and not path.is_file() and order.space.rules.strategy != "solve" and not order.by_size:
+    if fresh and not path.is_file() and order.space.rules.strategy != "solve":
         return probe_shapes(shop, order.space, probe, path, limit_s, watcher.say)
     return read_shapes(path)
 

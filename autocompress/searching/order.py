@@ -56,11 +56,6 @@ class Order:
         """Whether every candidate's peak memory has to be known."""
         return "memory" in self.objectives.names or self.budgets.max_memory_bytes is not None
 
-    @property
-    def by_size(self) -> bool:
-        """Whether bytes are an objective, so that a precision may be worth having where it is slow."""
-        return counts_bytes(self.objectives, self.budgets)
-
 
 def read_order(
     task: Task,

@@ -22,6 +22,7 @@ from autocompress.pipeline import build
 from autocompress.plan import PRECISIONS, Cofi, Distill, Plan, Precision, Prune
 from autocompress.plan.check import removed_layers
 from autocompress.records import Latency, write_json
+from autocompress.runtimes import model_file
 from autocompress.space import SearchSpace
 from autocompress.workshop import Workshop
 
@@ -221,13 +222,19 @@ def check_size_reachable(probe: Probe, shop: Workshop, space: SearchSpace, budge
     sizes = [dense]
     for plan in plans:
         with contextlib.suppress(AutocompressError):  # what cannot be made here is no candidate
-            sizes.append(build(plan, shop, keep_weights=False).size_bytes)
+            sizes.append(_file_bytes(plan, shop))
     least = min(sizes)
     if most < REACH * least:
         raise BudgetError(
             f"--max-size {most / 1e6:.3g} MB is under what any candidate reaches; reachable here: {least / 1e6:.3g} MB "
             f"(the smallest candidate of the space, untrained) to {dense / 1e6:.3g} MB (dense)"
         )
+
+
+def _file_bytes(plan: Plan, shop: Workshop) -> int:
+    """Of a plan's file, which the probe may have made already."""
+    path = shop.artifact_folder(plan) / model_file(shop.profile.runtime)
+    return path.stat().st_size if path.is_file() else build(plan, shop, keep_weights=False).size_bytes
 
 
 def probe_precisions(
