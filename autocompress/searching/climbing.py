@@ -199,8 +199,13 @@ class Climb:
             return pool[len(pool) // 2]
         losses, drops = [self._seen.loss(one) for one, _trial in seen], [self._seen.drop(trial) for _one, trial in seen]
         model = Recovered(tuple(losses), tuple(drops))
-        offered = {t.fingerprint: self._seen.point(self._after(t, model)) for t in pool}
-        measured = [self._seen.point(trial) for trial in filter(self._seen.worth, self._seen.trials.values())]
+        expected = {t.fingerprint: self._after(t, model) for t in pool}
+        known_good = list(filter(self._seen.worth, self._seen.trials.values()))
+        if any(map(self._seen.keeps, expected.values())):  # what is not to be wanted hides nothing, and adds nothing
+            expected = {name: trial for name, trial in expected.items() if self._seen.keeps(trial)}
+            known_good = list(filter(self._seen.keeps, known_good))
+        offered = {name: self._seen.point(trial) for name, trial in expected.items()}
+        measured = [self._seen.point(trial) for trial in known_good]
         best = most_gained(offered, measured, self._seen.reference(), self._seen.judge.directions)
         return self._furthest(known, any_structure) if best is None else self._seen.trials[best]
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtr
 
 from autocompress.objectives import amount
 from autocompress.plan import Plan
@@ -29,6 +30,9 @@ LEAST = 24
 #: Losses of quality are told as a share of the largest that counts, and cut off here: how broken a model is that
 #: nobody wants says nothing.
 BROKEN = 1.5
+
+#: Least doubt of a foretold logarithm of latency: it is measured no better.
+BLURRED = 0.01
 
 #: Such a share below which what is lost is foretold no better, the less it is.
 SURE = 0.2
@@ -63,33 +67,41 @@ class Foresight:
         self._known, self._step = 0, 0.0
 
     def ranked(self, children: Sequence[Values]) -> list[Expected]:
-        """Candidates by what they are expected to add, the most first; as they are where too little was measured."""
+        """Candidates by what they are expected to add, the most first; as they are where too little was measured.
+
+        The likelier one is to be slower than the program allows, the less it is expected to add.
+        """
         expected = [self._knapsack.expected(values) for values in children]
         if not self._learned():
             return expected
         rows = [self._row(one.values, one.plan, one) for one in expected]
         choices = np.array([row.choices for row in rows])
         drops, spreads = self._quality.foretell(choices, np.array([row.log_loss for row in rows]))
-        factors, _ = self._latency.foretell(choices, np.zeros(len(rows)))
+        factors, blurs = self._latency.foretell(choices, np.zeros(len(rows)))
         places = np.log([row.seconds / self._knapsack.dense_s for row in rows]) + factors
-        more, front = self._seen.judge.objectives.more, self._seen.front()
+        more, front, one = self._seen.judge.objectives.more, self._seen.asked_front(), self._seen.front()[0]
         # the corner is told to the fastest dense, and everything here to dense in the same runtime
-        apart = math.log(ratio_of(front[0]) / own_ratio(front[0]))
+        apart = math.log(ratio_of(one) / own_ratio(one))
         corner = (self._seen.reference()[0] - apart, 1.0 - self._step)
         members = np.array([(math.log(own_ratio(trial)), self._drop(trial) - self._step) for trial in front])
+        members = members.reshape(-1, 2)
+        most = math.inf if self._seen.judge.recovers else self._share(self._seen.most_lost)
         if not more:
-            gains = expected_gains(members, corner, places, drops, spreads)
+            gains = expected_gains(members, corner, places, drops, spreads, most)
         else:  # against those alone that take at most as much of everything else
             taken = np.array([[amount(trial, name) or math.inf for name in more] for trial in front])
+            taken = taken.reshape(-1, len(more))
             gains = np.array(
                 [
                     expected_gains(
                         members[(taken <= [one.others.get(name, math.inf) for name in more]).all(axis=1)],
-                        corner, places[[i]], drops[[i]], spreads[[i]],
+                        corner, places[[i]], drops[[i]], spreads[[i]], most,
                     )[0]
                     for i, one in enumerate(expected)
                 ]
             )  # fmt: skip
+        slowest = math.log(self._knapsack.limits.get("latency", math.inf) / self._knapsack.dense_s)
+        gains *= ndtr((slowest - places) / np.maximum(blurs, BLURRED))
         return [expected[i] for i in np.argsort(-gains, kind="stable")]
 
     def _learned(self) -> bool:
@@ -127,5 +139,7 @@ class Foresight:
 
     def _drop(self, trial: Trial) -> float:
         """Quality lost, as a share of the loss that counts as nothing gained."""
-        lost = abs(self._seen.dense_quality() - self._seen.reference()[1])
-        return self._seen.drop(trial) / max(lost, NOTHING)
+        return self._share(self._seen.drop(trial))
+
+    def _share(self, drop: float) -> float:
+        return drop / max(abs(self._seen.dense_quality() - self._seen.reference()[1]), NOTHING)

@@ -34,6 +34,9 @@ LOSS_DOUBT = 0.6
 #: the mean square by which candidates are foretold from all others at least so many times smaller.
 LOSS_NOISES, CLEARER = (0.5, 0.15), 2.0
 
+#: What is believed to be over a limit by less than this factor may yet keep it.
+NEARLY = 1.05
+
 #: Limits on each further objective that the front is solved under too, each at one in so many of the budgets: a program
 #: with two tight limits takes many times as long as one with a single one.
 LEVELS = 4
@@ -126,6 +129,12 @@ class Knapsack:
         """What a plan is believed to take of a resource."""
         dense = self._dense_amounts[name]
         return dense + self._slopes[name] * (self._resources[name](plan) - dense)
+
+    def keeps(self, plan: Plan, nearly: float = NEARLY) -> bool:
+        """Whether a plan is believed to keep the limits on seconds and on what else is counted, up to a factor."""
+        if self.work.seconds(plan) > nearly * self.limits.get("latency", math.inf):
+            return False
+        return all(self.amount(name, plan) <= nearly * self.limits.get(name, math.inf) for name in self.resources)
 
     @cached_property
     def _dense_amounts(self) -> dict[str, float]:

@@ -79,8 +79,10 @@ def make_staged(
         )  # fmt: skip
 
     maximize = shop.task.metric.maximize
-    speed = replace(budgets, max_drop=None)  # recovery may still win quality back, and nothing else
-    judge = Judge(maximize, lambda trial: fits(trial, speed, trial.quality or 0.0, maximize), objectives)
+    speed = replace(budgets, max_drop=None)  # what is lost is the judge's own affair, since recovery may win it back
+    judge = Judge(
+        maximize, lambda trial: fits(trial, speed, trial.quality or 0.0, maximize), objectives, bool(space.steps)
+    )
     return Staged(
         space, knapsack, controller, judge, clock,
         corners=list(corners(untrained, probe)), seed=seed, trials=trials, teller=teller,

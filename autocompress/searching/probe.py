@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +13,7 @@ import numpy as np
 from autocompress.budgets import Budgets
 from autocompress.compressing.shape import shape
 from autocompress.distill import divergence, recover
-from autocompress.errors import AutocompressError, BudgetError, ModelError
+from autocompress.errors import AutocompressError, BudgetError, ModelError, StorageError
 from autocompress.export.products import BYTES, exact_bits
 from autocompress.measure.dense import DenseSetting, find_best_dense
 from autocompress.measure.latency import Setting
@@ -209,6 +208,7 @@ def check_size_reachable(probe: Probe, shop: Workshop, space: SearchSpace, budge
 
     Raises:
         BudgetError: names the reachable range.
+        StorageError: a disk is full.
     """
     most = budgets.max_size_bytes
     if most is None:
@@ -221,8 +221,12 @@ def check_size_reachable(probe: Probe, shop: Workshop, space: SearchSpace, budge
     plans = dict.fromkeys(Plan(plan.groups, plan.layers) for plan in _least(space, running))
     sizes = [dense]
     for plan in plans:
-        with contextlib.suppress(AutocompressError):  # what cannot be made here is no candidate
+        try:
             sizes.append(_file_bytes(plan, shop))
+        except StorageError:
+            raise
+        except AutocompressError:  # what cannot be made here is no candidate
+            continue
     least = min(sizes)
     if most < REACH * least:
         raise BudgetError(

@@ -12,7 +12,7 @@ from autocompress.records import Origin, Trial
 from autocompress.searching.controller import Controller, Proposal
 from autocompress.searching.foresight import Foresight
 from autocompress.searching.knapsack import Knapsack
-from autocompress.searching.seen import Seen, ratio_of
+from autocompress.searching.seen import Seen, own_ratio, ratio_of
 from autocompress.space import Values
 
 #: Trials up to which the sampler proposes, too: what it takes to model them grows with their number.
@@ -23,6 +23,9 @@ SPREAD = 0.5
 
 #: Share of mixed variations that have two parents.
 CROSSED = 0.9
+
+#: Candidates so many times as slow as the fastest that keeps the allowed loss are near it.
+NEAR = 1.4
 
 #: Variations of which the most promising is taken.
 POOL = 32
@@ -122,16 +125,26 @@ class Refining:
         return (gains + BELIEVED * usual) / (spent_s + BELIEVED * usual_s)
 
     def _resolved(self) -> Proposal | None:
-        """The program's choice at a latency within the front, by the losses that are believed or others near them."""
+        """The program's choice at a latency between the front's fastest and what is asked, or the best that was found.
+
+        By the losses that are believed, or others near them. Where a loss is allowed, between what keeps it and what
+        does not.
+        """
         knapsack = self._knapsack
         draw = self._draw
         spread = SPREAD * draw.integers(2)
         kl = {name: [loss * math.exp(draw.normal(0, spread)) for loss in row] for name, row in knapsack.kl.items()}
-        seconds = [knapsack.work.seconds(trial.plan) for trial in self._seen.front()]
-        if not seconds:
+        best = self._seen.best()
+        if best is None:
             return None
-        low, high = math.log(min(seconds)), math.log(max(seconds))
-        found = knapsack.at(math.exp(draw.uniform(low, high)), kl, self._drawn_amounts())
+        fast, slow = self._seen.asked_between()
+        high_s = min(
+            knapsack.work.seconds(best.plan), knapsack.limits.get("latency", math.inf), slow * knapsack.dense_s
+        )
+        low_s = min(high_s, *(knapsack.work.seconds(trial.plan) for trial in self._seen.front()))
+        if slow < math.inf:
+            low_s = min(high_s, max(fast * knapsack.dense_s, high_s / NEAR))
+        found = knapsack.at(math.exp(draw.uniform(math.log(low_s), math.log(high_s))), kl, self._drawn_amounts())
         return None if found is None else self._make(found.values, "refined")
 
     def _drawn_amounts(self) -> dict[str, float]:
@@ -165,13 +178,15 @@ class Refining:
         return next((made for made in (self._make(values, "refined") for values in candidates) if made), None)
 
     def _varied(self, count: int) -> Iterator[Values]:
-        """Different variations of the front, so many at most."""
+        """Different variations of the front that may keep what is asked, so many at most."""
         parents, known = self._parents(), set[object]()
         for _ in range(2 * count if parents else 0):
             vary = self._variations[self._draw.integers(len(self._variations))]
             child = vary(parents)
             key = None if child is None else tuple(child.items())
-            if child is not None and key not in known and len(known) < count:
+            if child is None or key in known or len(known) >= count:
+                continue
+            if self._knapsack.keeps(self._knapsack.space.decode(child)):
                 known.add(key)
                 yield child
 
@@ -215,10 +230,17 @@ class Refining:
     def _parents(self) -> Parents:
         """Members of the front by the logarithm of their ratio, fast to slow.
 
-        Those with recipes or zeros stay the corners that they are.
+        Those with recipes or zeros stay the corners that they are. Where a loss is allowed, parents are near the
+        fastest that keeps it, on either side of it.
         """
+        place = self._seen.asked_between()[1]
+        near = (0.0, math.inf) if place == math.inf else (place / NEAR, place * NEAR)
         held = self._heaviest.keys() - self._controller.space.by_name.keys()
-        found = [(math.log(ratio_of(trial)), self._values.get(trial.fingerprint)) for trial in self._seen.front()]
+        found = [
+            (math.log(ratio_of(trial)), self._values.get(trial.fingerprint))
+            for trial in self._seen.front()
+            if near[0] <= own_ratio(trial) <= near[1]
+        ]
         return [(place, own) for place, own in found if own is not None and not any(own[name] for name in held)]
 
     def _drawn(self, parents: Parents) -> Values:

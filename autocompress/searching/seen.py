@@ -8,6 +8,7 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from autocompress.budgets import ROUNDING
 from autocompress.objectives import USUAL, Objectives, amount
 from autocompress.pareto import hypervolume, nondominated
 from autocompress.plan import Plan
@@ -86,13 +87,15 @@ class Judge:
 
     Attributes:
         maximize: whether more quality is better.
-        fits: whether a trial is fast and small enough to be worth recovering.
-        objectives: by which trials are compared.
+        fits: whether a trial is fast and small enough, whatever it loses.
+        objectives: by which trials are compared, with the drop of quality that is allowed.
+        recovers: whether what a trial loses may yet be won back.
     """
 
     maximize: bool
     fits: Callable[[Trial], bool]
     objectives: Objectives = USUAL
+    recovers: bool = False
 
     @property
     def directions(self) -> tuple[bool, ...]:
@@ -121,7 +124,10 @@ class Seen:
         self._dense: Trial | None = None
         self._best: float | None = None
         self._front: list[Trial] | None = None  # known from when it is first asked for
+        self._fitting = False  # whether its members keep what is asked
         self._volume: float | None = None  # the same; until the front, or what it is told by, changes
+        self._top: Trial | None = None
+        self._between: tuple[float, float] | None = None
         self._spent: dict[int, tuple[int, float]] = {}
 
     def keep(self, trial: Trial) -> None:
@@ -131,13 +137,18 @@ class Seen:
             if one is not None and one.measured:
                 count, seconds = self._spent.get(one.rung, (0, 0.0))
                 self._spent[one.rung] = (count + sign, seconds + sign * sum(one.seconds.values()))
-        if known is not None:
-            self._front = self._volume = None  # another version of it may be part of it
+        if known is not None or (not self._fitting and trial.rung == 0 and self.worth(trial)):
+            self._front = self._volume = None  # another version of it may be part of it, or what does not fit
         elif self._front is not None and self._changes(trial, self._front):
             self._front, self._volume = self._nondominated([*self._front, trial]), None
         if self._best is not None and (known is not None or (trial.quality or 0.0) > self._best):
             self._best = self._volume = None
         self.trials[trial.fingerprint] = trial
+        self._between = None
+        if known is not None:
+            self._top = max(filter(_untrained, self.trials.values()), key=self._rank, default=None)
+        elif _untrained(trial) and (self._top is None or self._rank(trial) > self._rank(self._top)):
+            self._top = trial
         self.spots.pop(trial.fingerprint, None)
         if trial.measured and trial.rung == 0:
             taken = (amount(trial, name) or math.nan for name in self.judge.objectives.more)
@@ -147,7 +158,7 @@ class Seen:
 
     def _changes(self, trial: Trial, front: Sequence[Trial]) -> bool:
         """Whether a new trial is on the front: no member is at most as slow, and loses and takes at most as much."""
-        if trial.rung or not trial.measured:
+        if trial.rung or not trial.measured or (self._fitting and not self.worth(trial)):
             return False
         ratio, drop, taken = ratio_of(trial), self.drop(trial), self.judge.objectives.taken
         mine = taken(trial)
@@ -180,17 +191,58 @@ class Seen:
         return sorted([t for t in found if t.plan != Plan()] or found, key=ratio_of)
 
     def worth(self, trial: Trial) -> bool:
-        """Whether a trial may be recovered, or lies among what others are held against."""
+        """Whether a trial may be recovered, or lies among what others are held against: it is fast and small enough."""
         return trial.measured and self.judge.fits(trial)
 
+    def keeps(self, trial: Trial) -> bool:
+        """Whether a measured trial loses no more than is allowed."""
+        return self.drop(trial) <= self.most_lost + ROUNDING
+
+    @property
+    def most_lost(self) -> float:
+        """Quality that may be lost against dense; inf where nobody said."""
+        allowed = self.judge.objectives.allowed
+        return math.inf if allowed is None else allowed.of(self.dense_quality())
+
     def front(self) -> list[Trial]:
-        """Non-dominated candidates without recovery, fast to slow."""
+        """Non-dominated candidates without recovery that are fast and small enough, fast to slow; of all for none."""
         if self._front is None:
-            self._front = self._nondominated([t for t in self.trials.values() if t.rung == 0 and t.measured])
+            every = list(filter(_untrained, self.trials.values()))
+            fitting = [trial for trial in every if self.worth(trial)]
+            self._fitting = bool(fitting)
+            self._front = self._nondominated(fitting or every)
         return self._front
 
+    def asked_front(self) -> list[Trial]:
+        """Those of the front that keep the loss that is allowed; all where recovery may win losses back."""
+        front = self.front()
+        return front if self.judge.recovers or math.isinf(self.most_lost) else list(filter(self.keeps, front))
+
+    def best(self) -> Trial | None:
+        """Of all candidates without recovery the fastest of the best quality."""
+        return self._top
+
+    def _rank(self, trial: Trial) -> tuple[float, float]:
+        assert trial.quality is not None
+        return trial.quality if self.judge.maximize else -trial.quality, -ratio_of(trial)
+
+    def asked_between(self) -> tuple[float, float]:
+        """Ratios, to dense in the same runtime, between which the fastest is that keeps the loss which is allowed.
+
+        Of the slowest that the program chose and that does not keep it, and of the fastest that does. 0 and inf where
+        no loss is asked about, or recovery may win it back.
+        """
+        if self.judge.recovers or math.isinf(self.most_lost):
+            return 0.0, math.inf
+        if self._between is None:
+            every = list(filter(_untrained, self.trials.values()))
+            high = min((own_ratio(t) for t in every if self.worth(t) and self.keeps(t)), default=math.inf)
+            lost = (own_ratio(trial) for trial in every if trial.origin == "solved" and not self.keeps(trial))
+            self._between = max((ratio for ratio in lost if ratio < high), default=0.0), high
+        return self._between
+
     def learned_from(self, most: int) -> list[Trial]:
-        """Measured candidates without recovery that tell of others: the front, and the last so many."""
+        """Measured candidates without recovery that tell of others: the front, and the last so many, fitting or not."""
         last = [self.trials[name] for name in itertools.islice(reversed(self.spots), most)]
         return list({trial.fingerprint: trial for trial in [*self.front(), *reversed(last)]}.values())
 
@@ -205,7 +257,7 @@ class Seen:
     def volume(self) -> float:
         """Hypervolume of the candidates without recovery."""
         if self._volume is None:
-            points = [self.point(trial) for trial in self.front()]
+            points = [self.point(trial) for trial in self.asked_front()]
             self._volume = hypervolume(points, self.reference(), self.judge.directions)
         return self._volume
 
@@ -242,6 +294,10 @@ class Seen:
     def goodness(self, trial: Trial) -> float:
         """Of quality; more is better."""
         return -self.drop(trial)
+
+
+def _untrained(trial: Trial) -> bool:
+    return trial.rung == 0 and trial.measured
 
 
 def structure_of(plan: Plan) -> Plan:

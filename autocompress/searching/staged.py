@@ -47,6 +47,10 @@ FIRST = 2
 #: Budgets of the program, and candidates of its fronts that are measured before refining begins: more add little.
 POINTS, SOLVED = 40, 20
 
+#: Corners that are believed to be over a limit by more than this factor are not measured: the model of seconds, which
+#: nothing has corrected yet, errs by less.
+FAR = 1.5
+
 #: Refinements in a row that add less than this share of the hypervolume end them, where recovery waits.
 PATIENCE, LITTLE = 10, 0.002
 
@@ -93,7 +97,7 @@ class Staged:
         self.stagnated = False
         self.warm: Sequence[Plan] = ()
         self.only: str | None = None
-        self._corners = list(corners)
+        self._corners = [one for one in corners if knapsack is None or self._may_fit(one[1], knapsack)]
         self._teller = teller or Teller()
         self._values: dict[str, Values] = {}
         self._front: list[Expected] | None = None
@@ -113,6 +117,11 @@ class Staged:
             values = controller.values(trial)
             if trial.rung == 0 and values is not None:
                 self._values[trial.fingerprint] = {**self._heaviest, **values}
+
+    def _may_fit(self, values: Values, knapsack: Knapsack) -> bool:
+        """Whether a corner is not far over what is asked, by what is believed; how fast recipes get shows only then."""
+        plan = self._plan(values)
+        return plan.learn is not None or knapsack.keeps(plan, FAR)
 
     def ask(self, left_s: float = math.inf) -> Proposal | None:
         """The next plan; None when all that is worth it is done, or too little time is left.
@@ -301,12 +310,15 @@ class Staged:
         """Of the expected front, the new one furthest from all that was measured, or is about to be.
 
         In log seconds, and in the logarithms of further objectives; each as a share of what the front spans. It is no
-        slower than the slowest of the measured front, unless there are further objectives: nothing better than that is
-        expected there.
+        slower than the best that was measured, unless there are further objectives: nothing better is expected there.
+        Where a loss is allowed, the fastest that keeps it is all that is asked for: it is then sought between the
+        fastest of those that keep it and the slowest that the program chose and that does not.
         """
-        front, more = self._expected(knapsack), knapsack.along
-        slowest_s = knapsack.dense_s * max((own_ratio(trial) for trial in self._seen.front()), default=math.inf)
-        left = [e for e in front if (more or e.seconds <= slowest_s) and not self._seen.proposed(e.plan)]
+        front, more, best = self._expected(knapsack), knapsack.along, self._seen.best()
+        slowest = math.inf if best is None or more else own_ratio(best)
+        fast, slow = self._seen.asked_between() if self.only != "solve" and not more else (0.0, math.inf)
+        low_s, high_s = knapsack.dense_s * fast, knapsack.dense_s * min(slow, slowest)
+        left = [e for e in front if low_s <= e.seconds <= high_s and not self._seen.proposed(e.plan)]
         if not left:
             return None
         places = [self._seen.judge.objectives.more.index(name) for name in more]

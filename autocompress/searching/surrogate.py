@@ -156,11 +156,13 @@ class Surrogate:
         return float(value), gradient + off / DOUBT
 
 
-def expected_gains(front: Array, corner: tuple[float, float], places: Array, means: Array, spreads: Array) -> Array:
+def expected_gains(
+    front: Array, corner: tuple[float, float], places: Array, means: Array, spreads: Array, most: float = math.inf
+) -> Array:
     """Hypervolume that candidates are expected to add to a front of two figures, less being better, ``(candidates,)``.
 
-    ``∫_place^corner E[max(0, best(t) - y)] dt`` over places t, where `best` is the least y of the front up to t and y
-    is normal.
+    ``∫_place^corner E[max(0, best(t) - y)·(y ≤ most)] dt`` over places t, where `best` is the least y of the front up
+    to t and y is normal.
 
     Args:
         front: place and y of its members, ``(members, 2)``.
@@ -168,6 +170,7 @@ def expected_gains(front: Array, corner: tuple[float, float], places: Array, mea
         places: of the candidates, ``(candidates,)``.
         means: of their y, ``(candidates,)``.
         spreads: standard deviations of it, above 0, ``(candidates,)``.
+        most: y above which a candidate is of no use.
     """
     inside = front[(front < corner).all(axis=1)]
     inside = inside[np.lexsort((inside[:, 1], inside[:, 0]))]
@@ -175,8 +178,9 @@ def expected_gains(front: Array, corner: tuple[float, float], places: Array, mea
     ends = np.concatenate([inside[:, 0], corner[:1]])
     best = np.minimum.accumulate(np.concatenate([corner[1:], inside[:, 1]]))
     widths = np.maximum(ends - np.maximum(begins, places[:, None]), 0.0)
-    below = (best - means[:, None]) / spreads[:, None]
+    counted = np.minimum(best, most)
+    below = (counted - means[:, None]) / spreads[:, None]
     density = np.exp(-0.5 * below**2) / math.sqrt(2 * math.pi)
-    gain = spreads[:, None] * (below * ndtr(below) + density)
+    gain = spreads[:, None] * (below * ndtr(below) + density) + (best - counted) * ndtr(below)
     found: Array = (widths * np.maximum(gain, 0.0)).sum(axis=1)
     return found

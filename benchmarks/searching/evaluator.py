@@ -143,12 +143,13 @@ class Evaluator:
             "front": self._front(done),
             "fresh": {
                 "samples": sum(len(examples) for examples in self.fresh),
-                "dense_quality": self._fresh_quality(self.task.source),
+                "dense_quality": self.fresh_quality(Plan()),
             },
         }
 
-    def _fresh_quality(self, model: nn.Module) -> float:
+    def fresh_quality(self, plan: Plan) -> float:
         """The metric on samples that no search has seen: the test split, and what else of validation there is."""
+        model = self._assembled(plan)
         logits = np.concatenate([common.outputs(model, examples) for examples in self.fresh])
         targets = np.concatenate([examples.targets.numpy() for examples in self.fresh])
         return float(self.task.metric.score(logits, targets))
@@ -164,7 +165,7 @@ class Evaluator:
                 "ratio": round(trial.latency.ratio, 5),
                 "quality": round(trial.quality, 5),
                 "divergence": round(trial.divergence, 5),
-                "fresh_quality": round(self._fresh_quality(self._assembled(trial.plan)), 5),
+                "fresh_quality": round(self.fresh_quality(trial.plan), 5),
                 "by_quality": trial.fingerprint in points,
                 "origin": trial.origin,
                 "rung": trial.rung,

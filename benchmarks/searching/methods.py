@@ -10,18 +10,22 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 from searching.evaluator import LOSS_SAMPLES, SPACE, Evaluator, Spent
 
+from autocompress.budgets import Budgets
+from autocompress.objectives import USUAL
 from autocompress.pareto import nondominated
 from autocompress.plan import Plan
-from autocompress.records import Origin
+from autocompress.records import Origin, Trial
 from autocompress.rules import load_space
 from autocompress.searching.atoms import measure_atoms
 from autocompress.searching.controller import Controller, typical_seconds
 from autocompress.searching.knapsack import Knapsack
+from autocompress.searching.mixed import MARGIN
 from autocompress.searching.parts import parts_of
 from autocompress.searching.prepare import LOSS_SHARE, corners
 from autocompress.searching.probe import probe_rates
@@ -41,6 +45,8 @@ EACH, CARRIED = 16, (4, 12)
 
 #: Budgets of the program.
 BUDGETS = 40
+
+NOTHING_ASKED = Budgets()
 
 
 def controller(evaluator: Evaluator, sampler: str, seed: int, space=None, name: str = "study") -> Controller:
@@ -84,7 +90,7 @@ def fastest(evaluator: Evaluator) -> str:
     return min(found, key=found.__getitem__)
 
 
-def knapsack_of(evaluator: Evaluator) -> Knapsack:
+def knapsack_of(evaluator: Evaluator, budgets: Budgets = NOTHING_ASKED) -> Knapsack:
     space = evaluator.untrained
     parts = parts_of(space)
     limit_s = LOSS_SHARE * evaluator.left_s
@@ -92,7 +98,9 @@ def knapsack_of(evaluator: Evaluator) -> Knapsack:
         evaluator.bank, space, parts, LOSS_SAMPLES, limit_s, lambda _text: None, clock=lambda: evaluator.clock
     )
     work = work_model(evaluator.table, evaluator.dense_s, ratios(evaluator))
-    return Knapsack(space, parts, atoms, work, {}, evaluator.dense_s)
+    speedup = budgets.min_speedup
+    limits = {} if speedup is None else {"latency": evaluator.dense_s / speedup * (1 - MARGIN)}
+    return Knapsack(space, parts, atoms, work, limits, evaluator.dense_s)
 
 
 def with_probed_rate(evaluator: Evaluator) -> SearchSpace:
@@ -124,13 +132,20 @@ def uniform_levels(evaluator: Evaluator) -> list[Values]:
     return [dict(values) for values in {tuple(sorted(values.items())): None for values in found}]
 
 
-def staged(evaluator: Evaluator, seed: int) -> float:
+def keeps(budgets: Budgets, trial: Trial) -> bool:
+    """Whether a trial is as fast as is asked, whatever it loses."""
+    return budgets.min_speedup is None or trial.latency.ratio_best_dense_high * budgets.min_speedup <= 1
+
+
+def staged(evaluator: Evaluator, seed: int, budgets: Budgets = NOTHING_ASKED) -> float:
+    """With what is asked, of speed-up and drop; by the contests nothing is."""
     dense_first(evaluator)
     begun_s = evaluator.clock
     space = with_probed_rate(evaluator) if evaluator.trained else evaluator.space
-    knapsack = knapsack_of(evaluator)
+    knapsack = knapsack_of(evaluator, budgets)
     prepared_s = evaluator.clock - begun_s
-    judge = Judge(evaluator.task.metric.maximize, lambda _trial: True)
+    objectives = replace(USUAL, allowed=budgets.max_drop)
+    judge = Judge(evaluator.task.metric.maximize, partial(keeps, budgets), objectives, bool(space.steps))
     best = SimpleNamespace(fastest_precision=fastest(evaluator))
     proposer = Staged(
         space, knapsack, controller(evaluator, "tpe", seed, evaluator.untrained), judge,

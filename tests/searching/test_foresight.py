@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from autocompress.drop import Drop
 from autocompress.objectives import USUAL, Objectives
 from autocompress.plan import Plan
 from autocompress.searching.expected import Expected
@@ -35,6 +38,7 @@ class Program:
 
     def __init__(self, space, along=()):
         self.space, self.dense_s, self.along, self.kl = space, 1.0, along, {}
+        self.limits: dict[str, float] = {}
         self.work = SimpleNamespace(seconds=lambda plan: self._of[plan.fingerprint].seconds)
         self._of: dict[str, Expected] = {}
         self.sizes: dict[tuple[int, ...], float] = {}
@@ -53,13 +57,14 @@ class Program:
         return values
 
 
-def searched(space, make_trial, law, count, objectives=USUAL, seed=0, program=None):
-    """A foresight over drawn candidates, dense among them; `law` gives a candidate's ratio and quality."""
+def searched(space, make_trial, law, count, objectives=USUAL, seed=0, program=None, every=None):
+    """A foresight over drawn or given candidates, dense among them; `law` gives a candidate's ratio and quality."""
     draw = np.random.default_rng(seed)
     seen = Seen(Judge(True, lambda _trial: True, objectives), Clock(lambda: 0.0, 0.0, 1.0))
     program, values = program or Program(space), {}
-    every = [dict.fromkeys(space.by_name, 0)]
-    every += [{v.name: int(draw.integers(len(v.levels))) for v in space.variables} for _ in range(count - 1)]
+    if every is None:
+        every = [dict.fromkeys(space.by_name, 0)]
+        every += [{v.name: int(draw.integers(len(v.levels))) for v in space.variables} for _ in range(count - 1)]
     for number, one in enumerate(every):
         found = program.expected(one)
         ratio, quality = law(one)
@@ -152,6 +157,63 @@ def test_the_corner_is_told_to_the_fastest_dense(space, make_trial, apart, gains
         patch.setattr("autocompress.searching.foresight.expected_gains", noting)
         made.ranked([space.uniform()])
     assert (math.log(0.9) < corners[0][0]) is gains
+
+
+def law_of_levels(values):
+    return 1 / (1 + 0.2 * level(values)), 0.9 - 0.01 * level(values)
+
+
+def at_level(space, count):
+    """Some values whose levels come to a sum."""
+    names = [v.name for v in space.variables for _ in range(len(v.levels) - 1)]
+    return {**dict.fromkeys(space.by_name, 0), **Counter(names[:count])}
+
+
+def light_or_heavy(space):
+    """All values of levels up to 2, and some of 10 and more, which lose all that counts."""
+    every = itertools.product(*(range(len(v.levels)) for v in space.variables))
+    found = [dict(zip(space.by_name, levels, strict=True)) for levels in every]
+    return [one for one in found if level(one) <= 2] + [one for one in found if level(one) >= 10][:20]
+
+
+@pytest.mark.parametrize(("asked", "first"), [(math.inf, 4), (0.5, 8)], ids=["no budget", "twice as fast as dense"])
+def test_what_is_too_slow_is_no_gain(space, make_trial, asked, first):
+    """Of levels 4 and 8, ratios of 0.56 and 0.38, the first adds more: by hand, 0.25 * 0.06 and 0.62 * 0.02."""
+    made, _seen, program = searched(space, make_trial, law_of_levels, 0, every=light_or_heavy(space))
+    program.limits = {"latency": asked}
+    children = [at_level(space, count) for count in (4, 8)]
+    for offered in (children, children[::-1]):
+        assert level(made.ranked(offered)[0].values) == first
+
+
+@pytest.mark.parametrize(("most_lost", "first"), [(math.inf, 6), (0.045, 3)], ids=["any loss", "4.5 points"])
+def test_what_loses_too_much_is_no_gain(space, make_trial, most_lost, first):
+    """Of levels 3 and 6, losses of 3 and 6 points, the second adds more: by hand, 0.134 * 0.07 and 0.45 * 0.04."""
+    made, seen, _program = searched(space, make_trial, law_of_levels, 0, every=light_or_heavy(space))
+    allowed = None if most_lost == math.inf else Drop(most_lost, relative=False)
+    seen.judge = replace(seen.judge, objectives=Objectives(allowed=allowed))
+    seen._front = None
+    children = [at_level(space, count) for count in (3, 6)]
+    for offered in (children, children[::-1]):
+        assert level(made.ranked(offered)[0].values) == first
+
+
+@pytest.mark.parametrize("names", [("latency", "quality"), ("latency", "quality", "size")], ids=["two", "three"])
+def test_where_nothing_keeps_the_loss_all_are_still_ranked(space, make_trial, names):
+    """All that is measured loses 5 points more than what no choice costs; half of a point may be lost."""
+
+    def law(values):
+        return 1 / (1 + 0.2 * level(values)), 0.85 - 0.002 * level(values) if level(values) else 0.9
+
+    program = Program(space, along=names[2:])
+    made, seen, _program = searched(space, make_trial, law, 60, Objectives(names), program=program)
+    seen.judge = replace(seen.judge, objectives=Objectives(names, allowed=Drop(0.005, relative=False)))
+    assert [trial.plan for trial in seen.asked_front()] == [Plan()]
+    seen.judge = replace(seen.judge, fits=lambda trial: trial.plan != Plan())
+    seen._front = None
+    assert seen.asked_front() == []
+    light, heavy = at_level(space, 1), at_level(space, 9)
+    assert sorted(level(one.values) for one in made.ranked([heavy, light])) == [1, 9]
 
 
 def test_dense_alone_is_known_by_its_plan(space):

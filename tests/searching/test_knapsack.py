@@ -288,6 +288,12 @@ def test_limits_hold_for_every_choice(make_space):
     best = knapsack.at(1.0)
     assert best is not None
     assert best.loss == pytest.approx(found[-1].loss)
+    nearly = [
+        e for e in every
+        if e.seconds <= 1.05 * limits["latency"] and size["size"](e.plan) <= 1.05 * limits["size"]
+    ]  # fmt: skip
+    assert [e.plan for e in every if knapsack.keeps(e.plan)] == [e.plan for e in nearly]
+    assert len(nearly) < len(every)
 
 
 @pytest.mark.parametrize("rules", ["blocks", "shared"])

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from autocompress.budgets import Budgets
-from autocompress.errors import BudgetError
-from autocompress.searching.probe import DenseSetting, PrecisionFact, Probe, RateFact, check_reachable
+from autocompress.errors import BudgetError, ExportError, StorageError
+from autocompress.searching import probe as module
+from autocompress.searching.probe import (
+    DenseSetting,
+    PrecisionFact,
+    Probe,
+    RateFact,
+    check_reachable,
+    check_size_reachable,
+)
 from tests.conftest import MakeSpace
 
 PROBE = Probe(
@@ -80,10 +89,6 @@ def test_slow_precisions_are_kept_where_bytes_count(
     make_space: MakeSpace, monkeypatch: pytest.MonkeyPatch, by_size: bool
 ) -> None:
     """int4-weights take longer than int8 here, and are smaller."""
-    from types import SimpleNamespace
-
-    from autocompress.searching import probe as module
-
     ratios = {"int8": 0.5, "int4-weights": 1.3}
     built = lambda plan, *_args, **_more: SimpleNamespace(path=next(iter(plan.layers.values())).precision)  # noqa: E731
     monkeypatch.setattr(module, "build", built)
@@ -99,3 +104,33 @@ def test_slow_precisions_are_kept_where_bytes_count(
     assert said[-1].endswith(
         "kept since bytes count" if by_size else "dropped: slower than int8 (1.30 against 0.50 of dense)"
     )
+
+
+@pytest.mark.parametrize("fault", [None, ExportError, StorageError], ids=["all", "one fails", "full disk"])
+def test_a_size_that_nothing_takes_is_refused(make_space, monkeypatch, tmp_path: Path, fault) -> None:
+    """Files of 1000 bytes dense and 300 the least; what cannot be made is no candidate, and a full disk no answer."""
+    dense, made = tmp_path / "dense.onnx", []
+    dense.write_bytes(bytes(1000))
+    shop = SimpleNamespace(bench=SimpleNamespace(dense=SimpleNamespace(path=dense)))
+
+    def size(_plan, _shop):
+        made.append(1)
+        if fault is not None and len(made) == 1:
+            raise fault("planted")
+        return 300 + 100 * len(made)
+
+    monkeypatch.setattr(module, "_file_bytes", size)
+    space = make_space({"layers": [{"match": "net.*", "precision": ["fp32", "int8"], "share": "block"}]})
+
+    def check(most):
+        made.clear()
+        check_size_reachable(PROBE, shop, space, Budgets(max_size_bytes=most))
+
+    if fault is StorageError:
+        with pytest.raises(StorageError):
+            check(10)
+        return
+    least = 400 if fault is None else 500
+    check(least)
+    with pytest.raises(BudgetError, match=rf"reachable here: {least / 1e6:.3g} MB"):
+        check(least // 2)

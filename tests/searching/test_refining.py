@@ -25,7 +25,7 @@ def space(make_space):
     return make_space(RULES).untrained()
 
 
-def refining(space, seen, values=(), made=None, seed=0):
+def refining(space, seen, values=(), made=None, seed=0, keeps=lambda _plan: True):
     """Refines around the candidates of `values`; whatever it makes is new, and kept in `made`."""
     made = [] if made is None else made
 
@@ -33,7 +33,7 @@ def refining(space, seen, values=(), made=None, seed=0):
         made.append(own)
         return Proposal(NO_PROPOSAL, space.decode(own), origin)
 
-    knapsack = SimpleNamespace(space=space, parts=parts_of(space), along=())
+    knapsack = SimpleNamespace(space=space, parts=parts_of(space), along=(), keeps=keeps)
     known = {space.decode(own).fingerprint: own for own in values}
     draw = np.random.default_rng(seed)
     controller = SimpleNamespace(space=space)
@@ -162,6 +162,14 @@ def test_variations_are_different_ones_and_no_more_than_asked_for(space, seen, m
         seen.keep(make_trial(number, 0.3 - 0.1 * number, 0.9 - 0.1 * number, plan=space.decode(parent)))
     found = list(refining(space, seen, parents)._varied(10))
     assert 5 < len(found) == len({tuple(child.items()) for child in found}) <= 10
+
+
+def test_what_the_program_believes_to_be_over_a_limit_is_no_variation(space, seen, make_trial):
+    parent = {v.name: len(v.levels) // 2 for v in space.structure}
+    seen.keep(make_trial(1, 0.3, 0.9, plan=space.decode(parent)))
+    found = list(refining(space, seen, [parent], keeps=lambda plan: plan.fingerprint < "8")._varied(10))
+    assert found
+    assert all(space.decode(child).fingerprint < "8" for child in found)
 
 
 def test_of_many_variations_the_one_that_promises_most_is_made(space, seen, make_trial):

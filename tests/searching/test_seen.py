@@ -7,26 +7,36 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from autocompress.drop import Drop
 from autocompress.objectives import USUAL, Objectives
 from autocompress.plan import Plan
 from autocompress.searching.controller import typical_seconds
 from autocompress.searching.seen import Clock, Judge, Seen
 
 BY_SIZE = Objectives(("latency", "quality", "size"))
+LITTLE_LOST = Objectives(allowed=Drop(0.2, relative=False))
 
 
-def seen(maximize=True, objectives=USUAL):
-    return Seen(Judge(maximize, lambda _trial: True, objectives), Clock(lambda: 0.0, 0.0, 1.0))
+def seen(maximize=True, objectives=USUAL, fits=lambda _trial: True):
+    return Seen(Judge(maximize, fits, objectives), Clock(lambda: 0.0, 0.0, 1.0))
 
 
-@pytest.mark.parametrize("objectives", [USUAL, BY_SIZE], ids=["two", "three"])
+def fast(trial):
+    return trial.latency.ratio <= 0.3
+
+
+@pytest.mark.parametrize("fits", [lambda _trial: True, fast, lambda _trial: False], ids=["all", "fast", "none"])
+@pytest.mark.parametrize("objectives", [USUAL, BY_SIZE, LITTLE_LOST], ids=["two", "three", "with a drop"])
 @pytest.mark.parametrize("maximize", [True, False])
-def test_what_is_kept_up_is_what_is_found_anew(make_trial, maximize, objectives):
-    """Trials on a grid, so that many are equal; some fail, some are recoveries, some come again, dense comes late."""
-    draw, kept, known = np.random.default_rng(0), seen(maximize, objectives), []
+def test_what_is_kept_up_is_what_is_found_anew(make_trial, maximize, objectives, fits):
+    """Trials on a grid, so that many are equal; some fail, some are recoveries, some come again, dense comes late.
+
+    Those that fit come late, too.
+    """
+    draw, kept, known = np.random.default_rng(0), seen(maximize, objectives, fits), []
     for number in range(300):
         seed = int(draw.integers(1, 250))
-        ratio, quality = float(draw.integers(1, 12)) / 10, float(draw.integers(0, 12)) / 12
+        ratio, quality = float(draw.integers(1 if number > 60 else 4, 12)) / 10, float(draw.integers(0, 12)) / 12
         plan = Plan() if number == 150 else Plan(seed=seed)
         trial = make_trial(number, ratio, quality, plan=plan, seconds={"all": float(draw.uniform(1, 9))})
         size = 1000 * int(draw.integers(1, 6))
@@ -36,7 +46,7 @@ def test_what_is_kept_up_is_what_is_found_anew(make_trial, maximize, objectives)
         kept.keep(trial)
         known.append(trial)
         if number % 3 == 0:  # in between, several come at once
-            anew = seen(maximize, objectives)
+            anew = seen(maximize, objectives, fits)
             for one in known:
                 anew.keep(one)
             assert [t.number for t in kept.front()] == [t.number for t in anew.front()]
@@ -45,6 +55,13 @@ def test_what_is_kept_up_is_what_is_found_anew(make_trial, maximize, objectives)
                 slow = typical_seconds(t for t in anew.trials.values() if t.rung == rung)
                 assert kept.typical_seconds(rung) == pytest.approx(slow)
             untrained = [t for t in anew.trials.values() if t.rung == 0 and t.measured]
+            pool = [t for t in untrained if fits(t)] or untrained
+            assert {t.fingerprint for t in kept.front()} <= {t.fingerprint for t in pool}
+            asked = [t.number for t in kept.front() if anew.drop(t) <= 0.2 + 1e-9 or objectives is not LITTLE_LOST]
+            assert [t.number for t in kept.asked_front()] == asked
+            best = kept.best()
+            ranks = {t.fingerprint: (anew.goodness(t), -t.latency.ratio) for t in untrained}
+            assert (ranks[best.fingerprint] if best else None) == max(ranks.values(), default=None)
             takes = {t.fingerprint: (t.latency.ratio, *objectives.taken(t)) for t in untrained}
             assert kept.spots == takes
             last = list(dict.fromkeys(t.fingerprint for t in reversed(known) if t.fingerprint in takes))

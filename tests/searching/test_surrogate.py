@@ -136,6 +136,17 @@ def test_expected_gains_are_the_mean_of_hypervolumes_gained(place, mean, spread)
     assert found == pytest.approx([np.mean(gained)], rel=0.03)
 
 
+@pytest.mark.parametrize("most", [-0.02, 0.15, 0.5, 2.0], ids=["below the front", "within", "above some", "beyond"])
+@pytest.mark.parametrize(("place", "mean", "spread"), [(-1.4, 0.4, 0.1), (-0.9, 0.2, 0.05), (-0.2, -0.05, 0.05)])
+def test_what_loses_more_than_may_be_lost_gains_nothing(place, mean, spread, most):
+    ys = np.random.default_rng(0).normal(mean, spread, 4000)
+    points = [tuple(point) for point in FRONT]
+    before = hypervolume(points, CORNER, [False, False])
+    gained = [hypervolume([*points, (place, y)], CORNER, [False, False]) - before if y <= most else 0.0 for y in ys]
+    found = expected_gains(FRONT, CORNER, np.array([place]), np.array([mean]), np.array([spread]), most)
+    assert found == pytest.approx([np.mean(gained)], rel=0.1, abs=1e-4)
+
+
 def test_without_a_front_the_whole_corner_is_gained_and_beyond_it_nothing():
     nothing = np.empty((0, 2))
     found = expected_gains(nothing, CORNER, np.array([-0.95, 0.05]), np.array([0.5, 0.5]), np.array([1e-9, 1e-9]))

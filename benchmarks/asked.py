@@ -1,0 +1,119 @@
+"""What is gained by telling a search what is asked: against the same search that is not told, and then asked.
+
+    python benchmarks/asked.py [--task digits | sst2] [--seeds 3] [--threads 1] [--show]
+
+Staged over the joint space without training, by the evaluator and the clock of benchmarks/search.py. One search for the
+whole front, of which each request is answered; and one search for each request, told it from the beginning, in as much
+time. Of the answers: accuracy on the samples that chose it and on others, divergence from dense, latency. Adds lines to
+benchmarks/results/asked.jsonl.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import tempfile
+from pathlib import Path
+
+import common
+import threadpoolctl
+from searching.evaluator import Evaluator
+from searching.methods import staged
+
+from autocompress.budgets import Budgets
+from autocompress.drop import Drop
+from autocompress.front import Front
+
+#: Model and seconds of processor time.
+TASKS = {"digits": ("digits", 40.0), "sst2": ("minilm", 240.0)}
+
+#: What is asked, in words; the first stands for the whole front.
+REQUESTS = {
+    "digits": {
+        "": Budgets(),
+        "6x": Budgets(min_speedup=6.0),
+        "6.4x": Budgets(min_speedup=6.4),
+        "2pt": Budgets(max_drop=Drop(0.02, relative=False)),
+    },
+    "sst2": {
+        "": Budgets(),
+        "8x": Budgets(min_speedup=8.0),
+        "12x": Budgets(min_speedup=12.0),
+        "3pt": Budgets(max_drop=Drop(0.03, relative=False)),
+    },
+}
+
+
+def run(task: str, asked: str, seed: int) -> dict:
+    """One search, and its answer to what it was told, or to every request where it was told none."""
+    model, limit_s = TASKS[task]
+    folder = Path(tempfile.mkdtemp(prefix=f"asked-{task}-"))
+    try:
+        recorded = common.ROOT / "benchmarks" / "searching" / f"{model}.json"
+        with threadpoolctl.threadpool_limits(1):
+            evaluator = Evaluator(common.load(model), recorded, folder, limit_s)
+            staged(evaluator, seed, REQUESTS[task][asked])
+            front = Front(tuple(evaluator.trials), evaluator.task.metric.maximize)
+            answers = {
+                name: answer(evaluator, front, budgets)
+                for name, budgets in REQUESTS[task].items()
+                if budgets and asked in ("", name)
+            }
+        return {"spent_s": round(evaluator.clock, 1), "candidates": len(front.measured), "answers": answers}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def answer(evaluator: Evaluator, front: Front, budgets: Budgets) -> dict:
+    """The best for a request, as `autocompress pick` chooses it, and how many candidates keep it."""
+    dense, maximize = front.quality(front.dense), front.maximize
+    kept = [t for t in front.measured if all(over <= 0 for over in budgets.violations(t, dense, maximize).values())]
+    best = front.choose(budgets)
+    return {
+        "kept": len(kept),
+        "ratio": round(best.latency.ratio, 5),
+        "quality": round(best.quality, 5),
+        "divergence": round(best.divergence, 5),
+        "least_divergence": round(min(trial.divergence for trial in kept), 5),
+        "fresh_quality": round(evaluator.fresh_quality(best.plan), 5),
+    }
+
+
+def main() -> None:
+    chosen = common.options(__doc__, task="digits", seeds=3, first=0)
+    sheet = common.Sheet("asked")
+    if not chosen.show:
+        for seed in range(chosen.first, chosen.seeds):
+            for asked in REQUESTS[chosen.task]:
+                sheet.run(
+                    lambda asked=asked, seed=seed: run(chosen.task, asked, seed),
+                    task=chosen.task, asked=asked or "nothing", seed=seed,
+                )  # fmt: skip
+    heads = ("asked", "told", "seeds", "candidates", "that keep it", "accuracy", "fresh", "divergence", "faster")
+    for task, requests in REQUESTS.items():
+        rows = [row(sheet, task, asked, told) for asked in requests if asked for told in (True, False)]
+        if any(rows):
+            common.show(f"{task}: medians over seeds", heads, filter(None, rows))
+
+
+def row(sheet: common.Sheet, task: str, asked: str, told: bool) -> tuple[str, ...] | None:
+    """Answers to one request by the searches that were told it, or by those that were told nothing."""
+    case = {"task": task, "asked": asked if told else "nothing"}
+    lines = [line["values"] for line in sheet.lines if case.items() <= line["case"].items()]
+    if not lines:
+        return None
+    found = [line["answers"][asked] for line in lines]
+
+    def middle(key: str) -> float:
+        return statistics.median(one[key] for one in found)
+
+    return (
+        asked, "yes" if told else "no", str(len(found)),
+        f"{statistics.median(line['candidates'] for line in lines):.0f}", f"{middle('kept'):.0f}",
+        f"{100 * middle('quality'):.2f}", f"{100 * middle('fresh_quality'):.2f}", f"{middle('least_divergence'):.4f}",
+        f"{1 / middle('ratio'):.2f}x",
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
