@@ -233,7 +233,7 @@ def test_corners_far_over_what_is_asked_are_left_out(world, journal):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_asked_for_a_loss_it_finds_the_fastest_that_keeps_it(world, journal, seed):
-    """Oracle: of all plans that lose no more, the fastest, or within a tenth; what is solved for is sought by halves."""
+    """Oracle: of all plans that lose no more, the fastest, or within a tenth of it; it is sought by halves."""
     made, allowed = world(STRUCTURE, seed=seed), Drop(0.03, relative=False)
     trials = made.follow(made.staged(journal, objectives=Objectives(allowed=allowed), seed=seed), most=40)
     keeps = lambda trial: DENSE - trial.quality <= allowed.amount  # noqa: E731
