@@ -10,6 +10,7 @@ benchmarks/results/asked.jsonl.
 
 from __future__ import annotations
 
+import math
 import shutil
 import statistics
 import tempfile
@@ -65,9 +66,11 @@ def run(task: str, asked: str, seed: int) -> dict:
 
 
 def answer(evaluator: Evaluator, front: Front, budgets: Budgets) -> dict:
-    """The best for a request, as `autocompress pick` chooses it, and how many candidates keep it."""
+    """The best for a request, as `autocompress pick` chooses it, and how many keep it; that alone where none does."""
     dense, maximize = front.quality(front.dense), front.maximize
     kept = [t for t in front.measured if all(over <= 0 for over in budgets.violations(t, dense, maximize).values())]
+    if not kept:
+        return {"kept": 0}
     best = front.choose(budgets)
     return {
         "kept": len(kept),
@@ -89,11 +92,11 @@ def main() -> None:
                     lambda asked=asked, seed=seed: run(chosen.task, asked, seed),
                     task=chosen.task, asked=asked or "nothing", seed=seed,
                 )  # fmt: skip
-    heads = ("asked", "told", "seeds", "candidates", "that keep it", "accuracy", "fresh", "divergence", "faster")
+    heads = ("asked", "told", "answered", "candidates", "that keep it", "accuracy", "fresh", "divergence", "faster")
     for task, requests in REQUESTS.items():
         rows = [row(sheet, task, asked, told) for asked in requests if asked for told in (True, False)]
         if any(rows):
-            common.show(f"{task}: medians over seeds", heads, filter(None, rows))
+            common.show(f"{task}: medians over the seeds that have an answer", heads, filter(None, rows))
 
 
 def row(sheet: common.Sheet, task: str, asked: str, told: bool) -> tuple[str, ...] | None:
@@ -104,12 +107,15 @@ def row(sheet: common.Sheet, task: str, asked: str, told: bool) -> tuple[str, ..
         return None
     found = [line["answers"][asked] for line in lines]
 
+    answered = [one for one in found if one["kept"]]
+
     def middle(key: str) -> float:
-        return statistics.median(one[key] for one in found)
+        return statistics.median(one[key] for one in answered) if answered else math.nan
 
     return (
-        asked, "yes" if told else "no", str(len(found)),
-        f"{statistics.median(line['candidates'] for line in lines):.0f}", f"{middle('kept'):.0f}",
+        asked, "yes" if told else "no", f"{len(answered)} of {len(found)}",
+        f"{statistics.median(line['candidates'] for line in lines):.0f}",
+        f"{statistics.median(one['kept'] for one in found):.0f}",
         f"{100 * middle('quality'):.2f}", f"{100 * middle('fresh_quality'):.2f}", f"{middle('least_divergence'):.4f}",
         f"{1 / middle('ratio'):.2f}x",
     )  # fmt: skip

@@ -52,53 +52,80 @@ class Atoms:
     known: frozenset[Atom] = frozenset()
 
 
-def measure_atoms(
-    bank: Bank,
-    space: SearchSpace,
-    parts: Parts,
-    samples: int,
-    limit_s: float,
-    say: Say,
-    clock: Callable[[], float] = time.perf_counter,
-) -> Atoms:
-    """Measure as many single choices as there is time for, and estimate the others; resumable.
+class SingleLosses:
+    """Measures what single choices of a space lose, and estimates what the others do; what is known is kept.
 
     Args:
         bank: of the run.
         space: without recovery.
         parts: of the space.
         samples: training samples that predictions are compared on.
-        limit_s: seconds that measuring may take, about.
         say: is told how far it is.
-        clock: gives the seconds that `limit_s` is of.
+        clock: gives the seconds that limits are of.
     """
-    wanted = _in_order(space, parts)
-    under = {name: _belongs_to(name, space, parts.base) for name, _level in wanted}
-    plans = {(name, level): space.decode({**under[name], name: level}) for name, level in wanted}
-    before = {name: space.decode(values) for name, values in under.items()}
-    base = space.decode(parts.base)
-    every = list(dict.fromkeys(plan for name, level in wanted for plan in (before[name], plans[name, level])))
-    rounding = [plan for plan in every if base == Plan() and _only_quantizes(plan)]
-    others = [base, *(plan for plan in every if plan not in set(rounding))]
-    share = len(rounding) / (len(rounding) + len(others))
-    begun, found = clock(), dict[Plan, float]()
-    for start in range(0, len(rounding), TOGETHER):
-        part = rounding[start : start + TOGETHER]
-        if not found or clock() - begun < share * limit_s:
-            found |= {plan: one.kl for plan, one in sensitivities(bank, part, samples=samples, say=say).items()}
-    left_s = limit_s - (clock() - begun)
-    found |= losses(bank, others, samples=samples, limit_s=left_s, say=say, clock=clock)
-    known = {
-        (name, level): max(0.0, found[plan] - found[before[name]])
-        for (name, level), plan in plans.items()
-        if plan in found and before[name] in found
-    }
-    filled = estimated({v.name: _kind(v, space.table) for v in space.structure}, known, wanted)
-    kl = {
-        variable.name: tuple(filled.get((variable.name, level), 0.0) for level in range(len(variable.levels)))
-        for variable in space.structure
-    }
-    return Atoms(kl, len(known), len(wanted), frozenset(known))
+
+    def __init__(
+        self,
+        bank: Bank,
+        space: SearchSpace,
+        parts: Parts,
+        samples: int,
+        say: Say,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._bank, self._space, self._samples, self._say, self._clock = bank, space, samples, say, clock
+        self._wanted = _in_order(space, parts)
+        under = {name: _belongs_to(name, space, parts.base) for name, _level in self._wanted}
+        self._plans = {(name, level): space.decode({**under[name], name: level}) for name, level in self._wanted}
+        self._before = {name: space.decode(values) for name, values in under.items()}
+        self._base = space.decode(parts.base)
+        self._found: dict[Plan, float] = {}
+
+    def measure(self, limit_s: float) -> Atoms:
+        """As many as there is time for, about, what tells most of the others first."""
+        every = self._needed(self._wanted)
+        rounding = [plan for plan in every if self._base == Plan() and _only_quantizes(plan)]
+        others = [self._base, *(plan for plan in every if plan not in set(rounding))]
+        share = len(rounding) / (len(rounding) + len(others))
+        begun = self._clock()
+        for start in range(0, len(rounding), TOGETHER):
+            part = rounding[start : start + TOGETHER]
+            if not self._found or self._clock() - begun < share * limit_s:
+                errors = sensitivities(self._bank, part, samples=self._samples, say=self._say)
+                self._found |= {plan: one.kl for plan, one in errors.items()}
+        self._lose(others, limit_s - (self._clock() - begun))
+        return self._atoms()
+
+    def look(self, atoms: Sequence[Atom], limit_s: float) -> Atoms:
+        """Some of them, in their order, as long as there is time for, one at least; with all that is known besides."""
+        self._lose(self._needed(atoms), limit_s)
+        return self._atoms()
+
+    def _needed(self, atoms: Sequence[Atom]) -> list[Plan]:
+        """Plans by which some atoms are told, each once."""
+        pairs = ((self._before[name], self._plans[name, level]) for name, level in atoms)
+        return list(dict.fromkeys(plan for pair in pairs for plan in pair))
+
+    def _lose(self, plans: Sequence[Plan], limit_s: float) -> None:
+        left = [plan for plan in plans if plan not in self._found]
+        if left:
+            found = losses(self._bank, left, samples=self._samples, limit_s=limit_s, say=self._say, clock=self._clock)
+            self._found |= found
+
+    def _atoms(self) -> Atoms:
+        """What is known, and what is estimated from it."""
+        known = {
+            (name, level): max(0.0, self._found[plan] - self._found[self._before[name]])
+            for (name, level), plan in self._plans.items()
+            if plan in self._found and self._before[name] in self._found
+        }
+        structure = self._space.structure
+        filled = estimated({v.name: _kind(v, self._space.table) for v in structure}, known, self._wanted)
+        kl = {
+            variable.name: tuple(filled.get((variable.name, level), 0.0) for level in range(len(variable.levels)))
+            for variable in structure
+        }
+        return Atoms(kl, len(known), len(self._wanted), frozenset(known))
 
 
 def _belongs_to(name: str, space: SearchSpace, base: Values) -> Values:

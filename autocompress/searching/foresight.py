@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr
 
 from autocompress.objectives import amount
 from autocompress.plan import Plan
@@ -16,7 +15,7 @@ from autocompress.records import Trial
 from autocompress.searching.expected import Expected
 from autocompress.searching.knapsack import Knapsack
 from autocompress.searching.seen import NOTHING, Seen, own_ratio, ratio_of
-from autocompress.searching.surrogate import Surrogate, expected_gains
+from autocompress.searching.surrogate import Surrogate, expected_gains, likely_below
 from autocompress.space import Values
 
 Array = NDArray[np.float64]
@@ -101,7 +100,7 @@ class Foresight:
                 ]
             )  # fmt: skip
         slowest = math.log(self._knapsack.limits.get("latency", math.inf) / self._knapsack.dense_s)
-        gains *= ndtr((slowest - places) / np.maximum(blurs, BLURRED))
+        gains *= likely_below(slowest, places, np.maximum(blurs, BLURRED))
         return [expected[i] for i in np.argsort(-gains, kind="stable")]
 
     def _learned(self) -> bool:

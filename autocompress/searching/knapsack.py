@@ -17,7 +17,7 @@ from autocompress.layers import Group
 from autocompress.objectives import Objective
 from autocompress.plan import PRECISIONS, Plan, removed_blocks
 from autocompress.plan.check import removed_layers
-from autocompress.searching.atoms import Atoms
+from autocompress.searching.atoms import Atom, Atoms
 from autocompress.searching.choices import Choices
 from autocompress.searching.expected import Expected, thinned
 from autocompress.searching.parts import Part, Parts, merged, touched_layers
@@ -111,8 +111,18 @@ class Knapsack:
         self.resources = tuple(resources or ())
         self.along = tuple(along)
         self._slopes = dict.fromkeys(self._resources, 1.0)
+        self.take(atoms)
+
+    def take(self, atoms: Atoms) -> None:
+        """Believe these losses of single choices; what whole candidates said of others is to be learned anew."""
         self._measured_kl = {name: list(row) for name, row in atoms.kl.items()}
-        self.kl = dict(self._measured_kl)
+        self.kl: dict[str, list[float]] = dict(self._measured_kl)
+        self.known = atoms.known
+
+    def choices(self, values: Values, plan: Plan) -> list[Atom]:
+        """The single choices of a candidate that have an effect and may lose something."""
+        effective, base = self.effective(values, plan), self.parts.base
+        return [(name, int(effective[name])) for name in self.kl if effective.get(name, base[name]) != base[name]]
 
     def loss(self, values: Values, plan: Plan) -> float:
         """Sum of what the single choices lose that have an effect."""

@@ -175,13 +175,11 @@ class Loop:
             self.objectives,
         )
         if staged:
-            begun, clock = time.perf_counter(), self._clock()
             found = make_staged(
-                self.shop, self.space, self.probe, self.budgets, self.trials, controller, clock,
-                seed=self.seed, teller=Teller(self.watcher.say, self.announce, self.detail, self._begin),
+                self.shop, self.space, self.probe, self.budgets, self.trials, controller, self._clock(),
+                seed=self.seed, teller=Teller(self.watcher.say, self.announce, self.detail, self._begin, self._worked),
                 objectives=self.objectives,
             )  # fmt: skip
-            self.worked_s += time.perf_counter() - begun
             found.warm, found.only = self.warm, self.only
             return found
         for values in offered(self.warm, self.space, self.watcher.say):
@@ -350,6 +348,9 @@ class Loop:
                 detail,
             )
         )
+
+    def _worked(self, seconds: float) -> None:
+        self.worked_s += seconds
 
     def _begin(self) -> None:
         """Something new is tried: whether the search stagnates shows anew."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from autocompress.budgets import Budgets
@@ -12,7 +13,7 @@ from autocompress.layers import LayerTable
 from autocompress.objectives import USUAL, Objective, Objectives, amount
 from autocompress.plan import Plan, Precision
 from autocompress.records import Origin, Trial, write_json
-from autocompress.searching.atoms import measure_atoms
+from autocompress.searching.atoms import Atoms, SingleLosses
 from autocompress.searching.controller import Controller
 from autocompress.searching.costs import recorded_seconds, weight_bytes
 from autocompress.searching.findings import losses_of
@@ -61,12 +62,21 @@ def make_staged(
         objectives: by which candidates are compared.
     """
     untrained = space.untrained()
-    knapsack = None
+    knapsack, look = None, None
     if untrained.structure:
         teller.stage("losses")
         parts = parts_of(untrained)
-        atoms = measure_atoms(shop.bank, untrained, parts, SAMPLES, LOSS_SHARE * clock.left_s, teller.detail)
-        write_json(shop.root / LOSSES, [loss.to_json() for loss in losses_of(untrained, parts, atoms)])
+        single = SingleLosses(shop.bank, untrained, parts, SAMPLES, teller.detail)
+
+        def kept(measure: Callable[[], Atoms]) -> Atoms:
+            begun = time.perf_counter()
+            atoms = measure()
+            write_json(shop.root / LOSSES, [loss.to_json() for loss in losses_of(untrained, parts, atoms)])
+            teller.worked(time.perf_counter() - begun)
+            return atoms
+
+        atoms = kept(lambda: single.measure(LOSS_SHARE * clock.left_s))
+        look = lambda wanted, limit_s: kept(lambda: single.look(wanted, limit_s))  # noqa: E731
         teller.say(f"losses of single choices: {atoms.measured} of {atoms.count} measured, the others estimated")
         ratios = {fact.precision: fact.ratio for fact in probe.precisions if fact.ratio is not None}
         recorded = recorded_seconds(shop.bench)
@@ -85,7 +95,7 @@ def make_staged(
     )
     return Staged(
         space, knapsack, controller, judge, clock,
-        corners=list(corners(untrained, probe)), seed=seed, trials=trials, teller=teller,
+        corners=list(corners(untrained, probe)), seed=seed, trials=trials, teller=teller, look=look,
     )  # fmt: skip
 
 

@@ -73,12 +73,14 @@ class Teller:
         stage: what begins.
         detail: what is being done within it.
         begin: something new is tried, so that what came before says nothing of how it goes.
+        worked: how many seconds went into measuring something other than candidates.
     """
 
     say: Callable[[str], None] = lambda _text: None
     stage: Callable[[str], None] = lambda _text: None
     detail: Callable[[str], None] = lambda _text: None
     begin: Callable[[], None] = lambda: None
+    worked: Callable[[float], None] = lambda _seconds: None
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from autocompress.objectives import OBJECTIVES, amount
 from autocompress.plan import Plan
 from autocompress.records import Origin, Trial
+from autocompress.searching.atoms import Atom, Atoms
 from autocompress.searching.climbing import TUNED_MOST, Climb
 from autocompress.searching.controller import Controller, Proposal
 from autocompress.searching.expected import Expected, expectation, furthest
@@ -51,6 +52,10 @@ POINTS, SOLVED = 40, 20
 #: nothing has corrected yet, errs by less.
 FAR = 1.5
 
+#: A candidate that loses so many times what the program expects, and so many nats, says that a single choice of it was
+#: estimated wrongly.
+SURPRISE, AMISS = 5.0, 0.1
+
 #: Refinements in a row that add less than this share of the hypervolume end them, where recovery waits.
 PATIENCE, LITTLE = 10, 0.002
 
@@ -72,6 +77,8 @@ class Staged:
         seed: of all that is drawn.
         trials: finished evaluations.
         teller: is told what each stage finds.
+        look: measures single choices that are suspected, the first ones first, within some seconds; None where none can
+            be.
     """
 
     def __init__(
@@ -86,6 +93,7 @@ class Staged:
         seed: int = 0,
         trials: Sequence[Trial] = (),
         teller: Teller | None = None,
+        look: Callable[[Sequence[Atom], float], Atoms] | None = None,
     ) -> None:
         self.space = space
         self.knapsack = knapsack
@@ -98,7 +106,9 @@ class Staged:
         self.warm: Sequence[Plan] = ()
         self.only: str | None = None
         self._corners = [one for one in corners if knapsack is None or self._may_fit(one[1], knapsack)]
-        self._teller = teller or Teller()
+        self._teller, self._look = teller or Teller(), look
+        self._least: dict[Atom, float] = {}
+        self._suspects: set[Atom] = set()
         self._values: dict[str, Values] = {}
         self._front: list[Expected] | None = None
         self._fresh, self._begun = math.inf, False
@@ -117,6 +127,7 @@ class Staged:
             values = controller.values(trial)
             if trial.rung == 0 and values is not None:
                 self._values[trial.fingerprint] = {**self._heaviest, **values}
+            self._suspect(trial)
 
     def _may_fit(self, values: Values, knapsack: Knapsack) -> bool:
         """Whether a corner is not far over what is asked, by what is believed; how fast recipes get shows only then."""
@@ -146,10 +157,34 @@ class Staged:
             self._refining.learn(trial, self._seen.volume() - before)
         self._seen.under_way.pop(trial.fingerprint, None)
         self._fresh += trial.measured
+        self._suspect(trial)
         if number != NO_PROPOSAL:
             self._controller.tell(number, trial)
         elif trial.rung == 0 and trial.fingerprint in self._values:
             self._controller.add(self._values[trial.fingerprint], trial)
+
+    def _suspect(self, trial: Trial) -> None:
+        """Note single choices that were estimated, and that alone explain why a candidate loses far more than expected.
+
+        A choice loses about as much as the best candidate that has it, at most.
+        """
+        knapsack, values = self.knapsack, self._values.get(trial.fingerprint)
+        if knapsack is None or self._look is None or values is None or trial.rung or not trial.measured:
+            return
+        lost, choices = self._seen.loss(trial), knapsack.choices(values, trial.plan)
+        for choice in choices:
+            self._least[choice] = min(lost, self._least.get(choice, math.inf))
+        if lost > max(AMISS, SURPRISE * knapsack.loss(values, trial.plan)):
+            self._suspects |= {one for one in choices if one not in knapsack.known and self._least[one] >= lost / 2}
+
+    def _look_closer(self, knapsack: Knapsack) -> None:
+        """Measure what is suspected, the worst first, for as long as a candidate takes."""
+        suspects = [one for one in self._suspects if one not in knapsack.known]
+        self._suspects.clear()
+        if suspects and self._look is not None:
+            suspects.sort(key=lambda one: (-self._least[one], one))
+            knapsack.take(self._look(suspects, self._seen.typical_seconds(0)))
+            self._fresh, self._front = math.inf, None
 
     def _stages(self) -> Iterator[Proposal | None]:
         """Solve, refine and recover; then refine and recover in turn, until the time or the space is used up."""
@@ -249,6 +284,7 @@ class Staged:
             solves = solves and not clock.stagnates() and (self._solved < SOLVED or self.only == "solve")
             corners = bool(self._corners) and self.only != "refine" and not clock.stagnates()
             before = self._seen.volume()
+            self._look_closer(knapsack)
             needed = self._needed(knapsack) if solves and not (corners and self._solved > self._offered) else None
             if needed is not None:
                 proposal = self._proposal(needed.values, "solved")

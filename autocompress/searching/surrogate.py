@@ -184,3 +184,9 @@ def expected_gains(
     gain = spreads[:, None] * (below * ndtr(below) + density) + (best - counted) * ndtr(below)
     found: Array = (widths * np.maximum(gain, 0.0)).sum(axis=1)
     return found
+
+
+def likely_below(limit: float, means: Array, spreads: Array) -> Array:
+    """Probabilities that normal figures are below a limit, ``(candidates,)``; inf is no limit."""
+    found: Array = ndtr((limit - means) / spreads)
+    return found

@@ -22,7 +22,7 @@ from autocompress.pareto import nondominated
 from autocompress.plan import Plan
 from autocompress.records import Origin, Trial
 from autocompress.rules import load_space
-from autocompress.searching.atoms import measure_atoms
+from autocompress.searching.atoms import SingleLosses
 from autocompress.searching.controller import Controller, typical_seconds
 from autocompress.searching.knapsack import Knapsack
 from autocompress.searching.mixed import MARGIN
@@ -90,17 +90,20 @@ def fastest(evaluator: Evaluator) -> str:
     return min(found, key=found.__getitem__)
 
 
-def knapsack_of(evaluator: Evaluator, budgets: Budgets = NOTHING_ASKED) -> Knapsack:
+def single_losses(evaluator: Evaluator) -> SingleLosses:
     space = evaluator.untrained
-    parts = parts_of(space)
-    limit_s = LOSS_SHARE * evaluator.left_s
-    atoms = measure_atoms(
-        evaluator.bank, space, parts, LOSS_SAMPLES, limit_s, lambda _text: None, clock=lambda: evaluator.clock
+    return SingleLosses(
+        evaluator.bank, space, parts_of(space), LOSS_SAMPLES, lambda _text: None, lambda: evaluator.clock
     )
+
+
+def knapsack_of(evaluator: Evaluator, single: SingleLosses | None = None, budgets: Budgets = NOTHING_ASKED) -> Knapsack:
+    space = evaluator.untrained
+    atoms = (single or single_losses(evaluator)).measure(LOSS_SHARE * evaluator.left_s)
     work = work_model(evaluator.table, evaluator.dense_s, ratios(evaluator))
     speedup = budgets.min_speedup
     limits = {} if speedup is None else {"latency": evaluator.dense_s / speedup * (1 - MARGIN)}
-    return Knapsack(space, parts, atoms, work, limits, evaluator.dense_s)
+    return Knapsack(space, parts_of(space), atoms, work, limits, evaluator.dense_s)
 
 
 def with_probed_rate(evaluator: Evaluator) -> SearchSpace:
@@ -142,7 +145,8 @@ def staged(evaluator: Evaluator, seed: int, budgets: Budgets = NOTHING_ASKED) ->
     dense_first(evaluator)
     begun_s = evaluator.clock
     space = with_probed_rate(evaluator) if evaluator.trained else evaluator.space
-    knapsack = knapsack_of(evaluator, budgets)
+    single = single_losses(evaluator)
+    knapsack = knapsack_of(evaluator, single, budgets)
     prepared_s = evaluator.clock - begun_s
     objectives = replace(USUAL, allowed=budgets.max_drop)
     judge = Judge(evaluator.task.metric.maximize, partial(keeps, budgets), objectives, bool(space.steps))
@@ -151,6 +155,7 @@ def staged(evaluator: Evaluator, seed: int, budgets: Budgets = NOTHING_ASKED) ->
         space, knapsack, controller(evaluator, "tpe", seed, evaluator.untrained), judge,
         Clock(lambda: evaluator.clock, 0.0, evaluator.limit_s),
         corners=list(corners(evaluator.untrained, best)), seed=seed, trials=tuple(evaluator.trials),
+        look=single.look,
     )  # fmt: skip
     follow(evaluator, proposer)
     return prepared_s

@@ -11,7 +11,7 @@ import pytest
 from autocompress.compressing.losses import losses
 from autocompress.rules import SpaceRules
 from autocompress.searching import atoms as module
-from autocompress.searching.atoms import estimated, measure_atoms
+from autocompress.searching.atoms import SingleLosses, estimated
 from autocompress.searching.parts import merged, parts_of
 from autocompress.space import SearchSpace, build_space
 from tests.tiny import any_task, bank_of, profile_of
@@ -35,7 +35,7 @@ def test_every_atom_is_the_loss_of_one_choice_alone(tmp_path: Path) -> None:
     bank = bank_of(any_task("bert"), tmp_path)
     space = space_of(bank)
     parts = parts_of(space)
-    found = measure_atoms(bank, space, parts, 24, math.inf, silent)
+    found = SingleLosses(bank, space, parts, 24, silent).measure(math.inf)
     assert found.measured == found.count == sum(len(v.levels) - 1 for v in space.structure)
     for variable in space.structure:
         plans = [space.decode(merged(parts.base, {variable.name: level})) for level in range(len(variable.levels))]
@@ -49,7 +49,7 @@ def test_a_base_that_is_not_dense_loses_nothing_itself(tmp_path: Path) -> None:
     bank = bank_of(any_task("bert"), tmp_path)
     space = space_of(bank, groups={"heads": [0.5], "neurons": [1.0, 0.25]})
     parts = parts_of(space)
-    found = measure_atoms(bank, space, parts, 24, math.inf, silent)
+    found = SingleLosses(bank, space, parts, 24, silent).measure(math.inf)
     plans = {v.name: space.decode(merged(parts.base, {v.name: 1})) for v in space.structure}
     known = losses(bank, [space.decode(parts.base), *plans.values()], samples=24)
     for name, plan in plans.items():
@@ -61,7 +61,7 @@ def test_fewer_bits_are_measured_on_top_of_the_precision_that_they_belong_to(tmp
     bank = bank_of(any_task("bert"), tmp_path)
     rule = {"kind": "linear", "precision": ["fp32", "int8"], "weight_bits": [8, 3], "share": "all"}
     space = space_of(bank, layers=[rule])
-    found = measure_atoms(bank, space, parts_of(space), 24, math.inf, silent)
+    found = SingleLosses(bank, space, parts_of(space), 24, silent).measure(math.inf)
     eight, three = (space.decode({"precision:rule 0": 1, "bits:rule 0": level}) for level in (0, 1))
     known = losses(bank, [eight, three], samples=24)
     assert found.kl["precision:rule 0"] == (0.0, pytest.approx(known[eight], rel=1e-3))
@@ -73,17 +73,37 @@ def test_without_time_what_tells_most_is_measured_and_the_rest_estimated(tmp_pat
     bank = bank_of(any_task("bert"), tmp_path)
     space = space_of(bank)
     parts = parts_of(space)
-    found = measure_atoms(bank, space, parts, 24, 0.0, silent)
+    found = SingleLosses(bank, space, parts, 24, silent).measure(0.0)
     assert 0 < found.measured < found.count
     assert all(kl > 0 for row in found.kl.values() for kl in row[1:])
-    more = measure_atoms(bank, space, parts, 24, 0.0, silent)
+    more = SingleLosses(bank, space, parts, 24, silent).measure(0.0)
     assert more.measured >= found.measured, "what is known is not asked again"
+
+
+def test_what_is_looked_at_is_measured_and_nothing_else(tmp_path: Path) -> None:
+    """Oracle: the same choices where all are measured."""
+    bank = bank_of(any_task("bert"), tmp_path / "one")
+    space = space_of(bank)
+    parts = parts_of(space)
+    single = SingleLosses(bank, space, parts, 24, silent)
+    before = single.measure(0.0)
+    every = [(v.name, level) for v in space.structure for level in range(1, len(v.levels))]
+    wanted = [one for one in every if one not in before.known][:2]
+    assert len(wanted) == 2
+    after = single.look(wanted, math.inf)
+    assert after.known == before.known | set(wanted)
+    whole = SingleLosses(bank_of(any_task("bert"), tmp_path / "two"), space, parts, 24, silent).measure(math.inf)
+    for name, level in wanted:
+        assert after.kl[name][level] == pytest.approx(whole.kl[name][level], rel=1e-3)
+    assert single.look(wanted, 0.0).measured == after.measured, "what is known is not asked again"
+    hurried = [one for one in every if one not in after.known]
+    assert single.look(hurried, 0.0).measured == after.measured + 1, "without time, one"
 
 
 def test_what_zeros_and_recipes_lose_is_not_measured(tmp_path: Path) -> None:
     bank = bank_of(any_task("bert"), tmp_path)
     space = space_of(bank, groups={"heads": [1.0, 0.5]}, sparsity=[0.0, 0.5])
-    found = measure_atoms(bank, space, parts_of(space), 24, math.inf, silent)
+    found = SingleLosses(bank, space, parts_of(space), 24, silent).measure(math.inf)
     assert found.kl["sparsity:all layers"] == (0.0, 0.0)
     assert found.count == 2
 

@@ -15,6 +15,7 @@ from autocompress.found import LOSSES, read_losses
 from autocompress.objectives import USUAL, Objectives
 from autocompress.plan import Plan, Prune
 from autocompress.rules import SpaceRules
+from autocompress.searching import prepare as module
 from autocompress.searching.controller import Controller
 from autocompress.searching.costs import weight_bytes
 from autocompress.searching.prepare import SAMPLES, corners, make_staged, resources_of
@@ -143,6 +144,24 @@ def test_what_is_prepared_knows_losses_seconds_and_limits(tmp_path: Path) -> Non
         plan = space.decode({**space.uniform(), variable.name: 1})
         known = losses(bank_of(any_task("bert"), tmp_path), [plan], samples=SAMPLES)
         assert tuple(knapsack.kl[variable.name]) == (0.0, pytest.approx(known[plan], rel=1e-3))
+
+
+def test_what_is_looked_at_is_kept_with_the_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOSS_SHARE", 0.0)
+    rules = {"groups": {"heads": [1.0, 0.5], "neurons": [1.0, 0.5, 0.25]}, "layers": [BITS]}
+    staged = prepared(tmp_path, rules, Budgets(), [])
+    before = {(loss.scope, loss.kind, loss.level) for loss in read_losses(tmp_path / LOSSES) if loss.measured}
+    estimated = [
+        (v.name, level)
+        for v in staged.space.structure
+        for level in range(1, len(v.levels))
+        if (v.name, level) not in staged.knapsack.known
+    ]
+    atoms = staged._look(estimated[:2], math.inf)
+    after = {(loss.scope, loss.kind, loss.level) for loss in read_losses(tmp_path / LOSSES) if loss.measured}
+    assert atoms.known == staged.knapsack.known | set(estimated[:2])
+    assert before < after
+    assert len(after) == len(before) + 2
 
 
 def test_what_is_too_slow_is_not_worth_recovering(tmp_path: Path, make_trial) -> None:

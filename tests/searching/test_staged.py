@@ -272,6 +272,37 @@ def test_of_what_is_solved_nothing_is_measured_that_is_slower_than_the_front(wor
     assert all(made.ratio(trial.plan) <= 1.1 * slowest for trial in solved), "by what is expected of their seconds"
 
 
+@pytest.mark.parametrize("looks", [True, False], ids=["looked at", "not looked at"])
+def test_a_choice_that_was_estimated_far_too_low_is_measured(world, journal, looks):
+    """Half of the neurons of a block break the model, and are believed to lose next to nothing."""
+    made, name = world(STRUCTURE), "keep:net.1.mlp/neurons"
+    made.single[name] = (0.0, 2.0, 3.0)
+    del made.every  # told anew, with that
+    true = {other: tuple(2 * v**1.2 for v in row) for other, row in made.single.items()}
+    every = {(other, level) for other, row in true.items() for level in range(1, len(row))}
+    wrong, asked = {(name, 1), (name, 2)}, []
+    believed = Atoms({**true, name: (0.0, 1e-4, 2e-4)}, 0, 0, frozenset(every - wrong))
+    program = Knapsack(
+        made.untrained, parts_of(made.untrained), believed, work_model(made.space.table, 0.01, {"int8": 0.5}), {}, 0.01
+    )
+    made.knapsack = lambda *_: program
+
+    def look(wanted, limit_s):
+        asked.append((list(wanted), limit_s))
+        known = program.known | set(wanted)
+        kl = {
+            n: tuple(v if not i or (n, i) in known else believed.kl[n][i] for i, v in enumerate(r))
+            for n, r in true.items()
+        }
+        return Atoms(kl, 0, 0, known)
+
+    trials = made.follow(made.staged(journal, **({"look": look} if looks else {})), most=30)
+    broken = [trial for trial in trials if trial.origin == "solved" and trial.divergence > 1]
+    assert {one for wanted, _limit_s in asked for one in wanted} == (wrong if looks else set())
+    assert all(limit_s == 10.0 for _wanted, limit_s in asked), "as long as a candidate takes"
+    assert len(broken) <= 3 if looks else len(broken) > 8
+
+
 def test_a_small_space_is_exhausted_without_repetition(world, journal):
     made = world({"groups": {"heads": [1.0, 0.5]}, "blocks": {"remove": True}})
     trials = made.follow(made.staged(journal))

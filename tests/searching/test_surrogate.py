@@ -10,7 +10,7 @@ from scipy.optimize import approx_fprime
 
 from autocompress.pareto import hypervolume
 from autocompress.searching import surrogate
-from autocompress.searching.surrogate import JITTER, Surrogate, expected_gains
+from autocompress.searching.surrogate import JITTER, Surrogate, expected_gains, likely_below
 
 KINDS = ["keep", "keep", "keep", "rank", "rank", "rank"]
 LEVELS = [5, 5, 5, 3, 3, 3]
@@ -151,3 +151,10 @@ def test_without_a_front_the_whole_corner_is_gained_and_beyond_it_nothing():
     nothing = np.empty((0, 2))
     found = expected_gains(nothing, CORNER, np.array([-0.95, 0.05]), np.array([0.5, 0.5]), np.array([1e-9, 1e-9]))
     assert found == pytest.approx([0.5, 0.0])
+
+
+def test_how_likely_a_figure_is_below_a_limit():
+    """By the table of the normal distribution."""
+    found = likely_below(1.0, np.array([1.0, 0.8, 1.2]), np.array([0.1, 0.2, 0.1]))
+    assert found == pytest.approx([0.5, 0.8413, 0.0228], abs=1e-4)
+    assert likely_below(np.inf, np.array([1.0]), np.array([0.1])) == pytest.approx([1.0])
