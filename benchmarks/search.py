@@ -20,7 +20,8 @@ and that of the front together with the one that divergence from dense tells, wh
 
 A line per method and seed is added to benchmarks/results/search.jsonl, what is there is not run again, and processes
 started alike share the work. `--show` prints the tables and writes summary.json, environment.json, curves.json and
-table.md into benchmarks/results/search/; `--picture docs/search.png` draws them. `--limit` (seconds, of all methods)
+table.md into benchmarks/results/search/; `--picture docs/search.png` draws them, and `--told
+docs/measured.md` renews the tables there. `--limit` (seconds, of all methods)
 and `--out` (a folder in place of benchmarks/results) are for trying out.
 """
 
@@ -88,7 +89,9 @@ def run(task: str, method: str, seed: int, limit_s: float = 0.0) -> dict:
 
 
 def main() -> None:
-    chosen = common.options(__doc__, task="digits", method="all", seeds=3, first=0, limit=0.0, out="", picture="")
+    chosen = common.options(
+        __doc__, task="digits", method="all", seeds=3, first=0, limit=0.0, out="", picture="", told=""
+    )
     if chosen.limit and not chosen.out:
         raise SystemExit(f"--limit {chosen.limit:g} is for trying out; name a folder by --out as well")
     if chosen.task not in TASKS:
@@ -109,7 +112,8 @@ def main() -> None:
                 )  # fmt: skip
     titles = {name: contest.title for name, contest in TASKS.items()}
     page = (results if chosen.out else common.ROOT / "runs") / "bench-search.html"
-    compare(sheet, titles, results / "search", page, Path(chosen.picture) if chosen.picture else None)
+    picture, told = (Path(name) if name else None for name in (chosen.picture, chosen.told))
+    compare(sheet, titles, results / "search", page, picture, told)
 
 
 if __name__ == "__main__":

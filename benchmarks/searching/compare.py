@@ -134,8 +134,19 @@ def runs_of(lines: Sequence[Mapping], task: str) -> Runs:
     return found
 
 
-def compare(sheet: common.Sheet, titles: Mapping[str, str], folder: Path, page: Path, picture: Path | None) -> None:
-    """Print the tables of what is there; write summary, environment, curves and tables into a folder, and a page."""
+def compare(
+    sheet: common.Sheet, titles: Mapping[str, str], folder: Path, page: Path, picture: Path | None, told: Path | None
+) -> None:
+    """Print the tables of what is there; write summary, environment, curves and tables into a folder, and a page.
+
+    Args:
+        sheet: with the lines.
+        titles: of the tasks.
+        folder: for the files.
+        page: for the figure that can be looked into.
+        picture: of it, as a PNG.
+        told: a text that shows the tables, each below its title, and is to show these ones.
+    """
     sheet.read()
     tasks = {task: runs_of(sheet.lines, task) for task in titles}
     tasks = {task: runs for task, runs in tasks.items() if "staged" in runs}
@@ -150,6 +161,8 @@ def compare(sheet: common.Sheet, titles: Mapping[str, str], folder: Path, page: 
     write_json(folder / "curves.json", curves)
     tables = [f"**{titles[task]}**\n\n{markdown(HEADS, rows(task, runs))}" for task, runs in tasks.items()]
     write_atomic(folder / "table.md", "\n\n".join(tables) + "\n")
+    if told is not None:
+        write_atomic(told, renewed(told.read_text(encoding="utf-8"), tables))
     figure = drawn(curves, {task: fronts(runs) for task, runs in tasks.items()}, titles)
     page.parent.mkdir(parents=True, exist_ok=True)
     figure.write_html(page)
@@ -291,6 +304,17 @@ def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A table that can be pasted."""
     under = ["---", *["---:"] * (len(heads) - 1)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, under, *lines))
+
+
+def renewed(text: str, tables: Sequence[str]) -> str:
+    """A text with tables in place of those of the same titles; it must have all of them."""
+    for table in tables:
+        title = table.partition("\n")[0]
+        before, found, after = text.partition(f"{title}\n\n|")
+        if not found:
+            raise SystemExit(f"the text has no table below {title}")
+        text = f"{before}{table}\n\n{after.partition(2 * chr(10))[2]}"
+    return text
 
 
 def drawn(curves: Mapping, surfaces: Mapping, titles: Mapping[str, str]) -> go.Figure:

@@ -198,16 +198,23 @@ def test_summary_is_a_list_with_environment_and_curves_beside_it(tmp_path):
     sheet = common.Sheet("search", tmp_path)
     for one in (line("staged", 0, (5, HALF, 0.9)), line("nsga2", 0, (9, HALF, 0.8))):
         sheet.run(lambda one=one: one["values"], **one["case"])
-    compare(sheet, {"digits": "Digits", "sst2": "SST-2"}, tmp_path / "search", tmp_path / "page.html", None)
+    told = tmp_path / "told.md"
+    told.write_text("Before.\n\n**Digits**\n\n| old |\n| --- |\n\nAfter.\n")
+    compare(sheet, {"digits": "Digits", "sst2": "SST-2"}, tmp_path / "search", tmp_path / "page.html", None, told)
     summary = json.loads((tmp_path / "search" / "summary.json").read_text())
     assert [(one["task"], one["baseline"]) for one in summary] == [("digits", "nsga2")]
     assert set(json.loads((tmp_path / "search" / "curves.json").read_text())["digits"]) == {"staged", "nsga2"}
     assert "machine" in json.loads((tmp_path / "search" / "environment.json").read_text())
-    assert "**Digits**" in (tmp_path / "search" / "table.md").read_text()
+    table = (tmp_path / "search" / "table.md").read_text()
+    assert table.startswith("**Digits**")
+    assert told.read_text() == f"Before.\n\n{table}\nAfter.\n"
+    told.write_text("Nothing.\n")
+    with pytest.raises(SystemExit, match=r"no table below \*\*Digits\*\*"):
+        compare(sheet, {"digits": "Digits"}, tmp_path / "search", tmp_path / "page.html", None, told)
 
 
 def test_the_page_shows_the_tables_that_were_written():
-    """docs/measured.md quotes the contests whole; whoever adds results pastes the tables anew."""
+    """docs/measured.md quotes the contests whole; `--show --told docs/measured.md` renews it."""
     root = Path(__file__).resolve().parents[2]
     table = (root / "benchmarks" / "results" / "search" / "table.md").read_text(encoding="utf-8").strip()
     assert table in (root / "docs" / "measured.md").read_text(encoding="utf-8")
