@@ -74,6 +74,11 @@ class Budgets:
         """Whether anything is asked."""
         return any(value is not None for value in asdict(self).values())
 
+    @property
+    def asks_fastest(self) -> bool:
+        """Whether the fastest within an allowed drop is asked for: no latency or speed-up is."""
+        return self.max_drop is not None and self.max_latency_s is None and self.min_speedup is None
+
     def violations(self, trial: Trial, quality_dense: float, maximize: bool, part: Part = "select") -> dict[str, float]:
         """Budget name to how far a measured trial is over it (0 or less: within); always the same names.
 

@@ -242,11 +242,10 @@ class Front:
         if self.dense is None:
             raise NothingFitsError("the run holds no measured model yet")
         dense = self.quality(self.dense)
-        slow = budgets.max_latency_s is None and budgets.min_speedup is None
+        by_speed = budgets.asks_fastest or not budgets
         for trials in (self.judged, self.measured):
             fitting = [t for t in trials if fits(t, budgets, dense, self.maximize, self.part)]
             if fitting:
-                by_speed = slow and (budgets.max_drop is not None or not budgets)
                 return min(fitting, key=_ratio) if by_speed else max(fitting, key=self._goodness)
         nearest = self.nearest_miss(budgets)
         lacks = "; ".join(budgets.lacks(nearest, dense, self.maximize, self.part))

@@ -83,34 +83,34 @@ class SingleLosses:
 
     def measure(self, limit_s: float) -> Atoms:
         """As many as there is time for, about, what tells most of the others first."""
-        every = self._needed(self._wanted)
-        rounding = [plan for plan in every if self._base == Plan() and _only_quantizes(plan)]
-        others = [self._base, *(plan for plan in every if plan not in set(rounding))]
-        share = len(rounding) / (len(rounding) + len(others))
-        begun = self._clock()
-        for start in range(0, len(rounding), TOGETHER):
-            part = rounding[start : start + TOGETHER]
-            if not self._found or self._clock() - begun < share * limit_s:
-                errors = sensitivities(self._bank, part, samples=self._samples, say=self._say)
-                self._found |= {plan: one.kl for plan, one in errors.items()}
-        self._lose(others, limit_s - (self._clock() - begun))
-        return self._atoms()
+        return self._measured([self._base, *self._needed(self._wanted)], limit_s)
 
     def look(self, atoms: Sequence[Atom], limit_s: float) -> Atoms:
-        """Some of them, in their order, as long as there is time for, one at least; with all that is known besides."""
-        self._lose(self._needed(atoms), limit_s)
+        """Some of them, in their order, as long as there is time for, about; with all that is known besides."""
+        return self._measured(self._needed(atoms), limit_s)
+
+    def _measured(self, plans: Sequence[Plan], limit_s: float) -> Atoms:
+        """Those that only round by the faster way, in a share of the time that is theirs by number."""
+        left = [plan for plan in dict.fromkeys(plans) if plan not in self._found]
+        rounding = [plan for plan in left if self._base == Plan() and _only_quantizes(plan)]
+        others = [plan for plan in left if plan not in set(rounding)]
+        share, begun = len(rounding) / max(len(left), 1), self._clock()
+        for start in range(0, len(rounding), TOGETHER):
+            if start == 0 or self._clock() - begun < share * limit_s:
+                part = rounding[start : start + TOGETHER]
+                errors = sensitivities(self._bank, part, samples=self._samples, say=self._say)
+                self._found |= {plan: one.kl for plan, one in errors.items()}
+        if others:
+            left_s = limit_s - (self._clock() - begun)
+            self._found |= losses(
+                self._bank, others, samples=self._samples, limit_s=left_s, say=self._say, clock=self._clock
+            )
         return self._atoms()
 
     def _needed(self, atoms: Sequence[Atom]) -> list[Plan]:
         """Plans by which some atoms are told, each once."""
         pairs = ((self._before[name], self._plans[name, level]) for name, level in atoms)
         return list(dict.fromkeys(plan for pair in pairs for plan in pair))
-
-    def _lose(self, plans: Sequence[Plan], limit_s: float) -> None:
-        left = [plan for plan in plans if plan not in self._found]
-        if left:
-            found = losses(self._bank, left, samples=self._samples, limit_s=limit_s, say=self._say, clock=self._clock)
-            self._found |= found
 
     def _atoms(self) -> Atoms:
         """What is known, and what is estimated from it."""

@@ -185,7 +185,10 @@ class Climb:
         return [trials[i] for i in best]
 
     def _most_promising(self, any_structure: bool) -> Trial | None:
-        """The structure, not yet recovered, that is expected to add most hypervolume once it is."""
+        """The structure, not yet recovered, that is expected to add most hypervolume once it is.
+
+        Where a loss is allowed, of those that are expected to keep it, as long as one adds anything.
+        """
         tried = [trial for trial in self._seen.trials.values() if trial.rung]
         recovered = self._recovered(trial for trial in tried if trial.measured)
         begun = [proposal.plan for proposal in self._seen.under_way.values() if proposal.rung]
@@ -200,14 +203,18 @@ class Climb:
         losses, drops = [self._seen.loss(one) for one, _trial in seen], [self._seen.drop(trial) for _one, trial in seen]
         model = Recovered(tuple(losses), tuple(drops))
         expected = {t.fingerprint: self._after(t, model) for t in pool}
-        known_good = list(filter(self._seen.worth, self._seen.trials.values()))
-        if any(map(self._seen.keeps, expected.values())):  # what is not to be wanted hides nothing, and adds nothing
-            expected = {name: trial for name, trial in expected.items() if self._seen.keeps(trial)}
-            known_good = list(filter(self._seen.keeps, known_good))
-        offered = {name: self._seen.point(trial) for name, trial in expected.items()}
-        measured = [self._seen.point(trial) for trial in known_good]
-        best = most_gained(offered, measured, self._seen.reference(), self._seen.judge.directions)
+        measured = list(filter(self._seen.worth, self._seen.trials.values()))
+        best = None
+        if self._seen.most_lost < math.inf:  # what loses more is not wanted, and hides nothing
+            kept = {name: trial for name, trial in expected.items() if self._seen.keeps(trial)}
+            best = self._most_gained(kept, list(filter(self._seen.keeps, measured)))
+        best = best or self._most_gained(expected, measured)
         return self._furthest(known, any_structure) if best is None else self._seen.trials[best]
+
+    def _most_gained(self, expected: Mapping[str, Trial], measured: Sequence[Trial]) -> str | None:
+        offered = {name: self._seen.point(trial) for name, trial in expected.items()}
+        points = [self._seen.point(trial) for trial in measured]
+        return most_gained(offered, points, self._seen.reference(), self._seen.judge.directions)
 
     def _furthest(self, known: Collection[Plan], any_structure: bool) -> Trial | None:
         """Of the front without recovery, the structure furthest in log latency from all that were recovered.

@@ -71,7 +71,7 @@ class Foresight:
         The likelier one is to be slower than the program allows, the less it is expected to add.
         """
         expected = [self._knapsack.expected(values) for values in children]
-        if not self._learned():
+        if not self._learned() or not self._seen.front():
             return expected
         rows = [self._row(one.values, one.plan, one) for one in expected]
         choices = np.array([row.choices for row in rows])

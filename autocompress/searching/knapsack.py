@@ -21,7 +21,7 @@ from autocompress.searching.atoms import Atom, Atoms
 from autocompress.searching.choices import Choices
 from autocompress.searching.expected import Expected, thinned
 from autocompress.searching.parts import Part, Parts, merged, touched_layers
-from autocompress.searching.solve import Table, front, left_out, refit, solve, unbent
+from autocompress.searching.solve import Table, bent, front, left_out, refit, solve, unbent
 from autocompress.searching.work import WorkModel
 from autocompress.space import SearchSpace, Values
 
@@ -118,11 +118,23 @@ class Knapsack:
         self._measured_kl = {name: list(row) for name, row in atoms.kl.items()}
         self.kl: dict[str, list[float]] = dict(self._measured_kl)
         self.known = atoms.known
+        self._law = (0.0, 1.0)
 
     def choices(self, values: Values, plan: Plan) -> list[Atom]:
-        """The single choices of a candidate that have an effect and may lose something."""
+        """The single choices of a candidate that have an effect, off the base; of those that the program decides on."""
         effective, base = self.effective(values, plan), self.parts.base
-        return [(name, int(effective[name])) for name in self.kl if effective.get(name, base[name]) != base[name]]
+        names = (name for name in self.kl if name in self.parts.chosen)
+        return [(name, int(effective[name])) for name in names if effective.get(name, base[name]) != base[name]]
+
+    def decides(self, values: Values) -> bool:
+        """Whether nothing is chosen that the program leaves alone: no recipe, no zeros."""
+        alone = self.parts.base.keys() - self.parts.chosen
+        return all(values.get(name, self.parts.base[name]) == self.parts.base[name] for name in alone)
+
+    def foretold(self, values: Values, plan: Plan) -> float:
+        """What a candidate is expected to lose, in nats, by the law that whole candidates were found to follow."""
+        level, bend = self._law
+        return math.exp(level) * math.pow(self.loss(values, plan), bend)
 
     def loss(self, values: Values, plan: Plan) -> float:
         """Sum of what the single choices lose that have an effect."""
@@ -249,18 +261,15 @@ class Knapsack:
         """
         names = list(self._measured_kl)
         rows = [self._measured_kl[name] for name in names]
-        alone = self.parts.base.keys() - self.parts.chosen
-        whole = [
-            (self.effective(values, plan), kl)
-            for values, plan, kl in measured
-            if kl > 0 and all(values.get(name) == self.parts.base[name] for name in alone)
-        ]
+        whole = [(self.effective(values, plan), kl) for values, plan, kl in measured if kl > 0 and self.decides(values)]
         choices = [[int(values[name]) for name in names] for values, _kl in whole]
         sums = [sum(row[level] for row, level in zip(rows, levels, strict=True)) for levels in choices]
         usable = [i for i, total in enumerate(sums) if total > 0]
         if not usable:
             return
-        straight = unbent([sums[i] for i in usable], [whole[i][1] for i in usable])
+        lost = [whole[i][1] for i in usable]
+        self._law = bent([sums[i] for i in usable], lost)
+        straight = unbent(lost, self._law)
         doubts = [[LOSS_DOUBT * value for value in row] for row in rows]
         chosen = [choices[i] for i in usable]
         noises = [[share * value for value in straight] for share in LOSS_NOISES]

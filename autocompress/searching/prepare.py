@@ -91,8 +91,9 @@ def make_staged(
     maximize = shop.task.metric.maximize
     speed = replace(budgets, max_drop=None)  # what is lost is the judge's own affair, since recovery may win it back
     judge = Judge(
-        maximize, lambda trial: fits(trial, speed, trial.quality or 0.0, maximize), objectives, bool(space.steps)
-    )
+        maximize, lambda trial: fits(trial, speed, trial.quality or 0.0, maximize), objectives, bool(space.steps),
+        fastest=not (space.steps or objectives.more) and budgets.asks_fastest,
+    )  # fmt: skip
     return Staged(
         space, knapsack, controller, judge, clock,
         corners=list(corners(untrained, probe)), seed=seed, trials=trials, teller=teller, look=look,

@@ -52,8 +52,8 @@ Parents = list[tuple[float, Values]]
 class Refining:
     """Proposes candidates near the front of those without recovery.
 
-    The ways: the program by the believed losses or by some drawn near them, at seconds where the front has its ends or
-    between; of many variations of the front the one that is foreseen to add most; and the sampler's own proposals.
+    The ways: the program by the believed losses or by some drawn near them, at seconds that the front spans or that are
+    asked for; of many variations of the front the one that is foreseen to add most; and the sampler's own proposals.
     Variations are two members mixed, and few of their choices drawn anew (as NSGA-II does); one choice heavier and
     another lighter; and what two blocks of a member do exchanged.
 
@@ -134,14 +134,14 @@ class Refining:
         draw = self._draw
         spread = SPREAD * draw.integers(2)
         kl = {name: [loss * math.exp(draw.normal(0, spread)) for loss in row] for name, row in knapsack.kl.items()}
-        best = self._seen.best()
-        if best is None:
+        front, best = self._seen.front(), self._seen.best()
+        if not front or best is None:
             return None
         fast, slow = self._seen.asked_between()
-        high_s = min(
-            knapsack.work.seconds(best.plan), knapsack.limits.get("latency", math.inf), slow * knapsack.dense_s
-        )
-        low_s = min(high_s, *(knapsack.work.seconds(trial.plan) for trial in self._seen.front()))
+        seconds = [knapsack.work.seconds(trial.plan) for trial in front]
+        slowest = max(seconds) if knapsack.along else knapsack.work.seconds(best.plan)
+        high_s = min(slowest, knapsack.limits.get("latency", math.inf), slow * knapsack.dense_s)
+        low_s = min(high_s, *seconds)
         if slow < math.inf:
             low_s = min(high_s, max(fast * knapsack.dense_s, high_s / NEAR))
         found = knapsack.at(math.exp(draw.uniform(math.log(low_s), math.log(high_s))), kl, self._drawn_amounts())
@@ -233,15 +233,15 @@ class Refining:
         Those with recipes or zeros stay the corners that they are. Where a loss is allowed, parents are near the
         fastest that keeps it, on either side of it.
         """
-        place = self._seen.asked_between()[1]
-        near = (0.0, math.inf) if place == math.inf else (place / NEAR, place * NEAR)
         held = self._heaviest.keys() - self._controller.space.by_name.keys()
         found = [
-            (math.log(ratio_of(trial)), self._values.get(trial.fingerprint))
+            (trial, self._values[trial.fingerprint])
             for trial in self._seen.front()
-            if near[0] <= own_ratio(trial) <= near[1]
+            if trial.fingerprint in self._values and not any(self._values[trial.fingerprint][name] for name in held)
         ]
-        return [(place, own) for place, own in found if own is not None and not any(own[name] for name in held)]
+        place = self._seen.asked_between()[1]
+        near = [one for one in found if place / NEAR <= own_ratio(one[0]) <= place * NEAR]
+        return [(math.log(ratio_of(trial)), own) for trial, own in near or found]
 
     def _drawn(self, parents: Parents) -> Values:
         """The nearest to a latency drawn evenly in its logarithm, so that the front is refined all along."""

@@ -92,12 +92,14 @@ class Judge:
         fits: whether a trial is fast and small enough, whatever it loses.
         objectives: by which trials are compared, with the drop of quality that is allowed.
         recovers: whether what a trial loses may yet be won back.
+        fastest: whether the fastest that keeps the allowed loss, without recovery, is all that is asked for.
     """
 
     maximize: bool
     fits: Callable[[Trial], bool]
     objectives: Objectives = USUAL
     recovers: bool = False
+    fastest: bool = False
 
     @property
     def directions(self) -> tuple[bool, ...]:
@@ -129,7 +131,9 @@ class Seen:
         self._fitting = False  # whether its members keep what is asked
         self._volume: float | None = None  # the same; until the front, or what it is told by, changes
         self._top: Trial | None = None
-        self._between: tuple[float, float] | None = None
+        self._kept: float | None = None  # ratio of the fastest that keeps the allowed loss, where that is asked for
+        self._lost: dict[str, float] = {}  # of those that the program chose and that do not keep it
+        self.misleading: set[str] = set()  # of these, what a choice had broken that was believed to be harmless
         self._spent: dict[int, tuple[int, float]] = {}
 
     def keep(self, trial: Trial) -> None:
@@ -146,17 +150,19 @@ class Seen:
         if self._best is not None and (known is not None or (trial.quality or 0.0) > self._best):
             self._best = self._volume = None
         self.trials[trial.fingerprint] = trial
-        self._between = None
         if known is not None:
+            self._kept = None
             self._top = max(filter(_untrained, self.trials.values()), key=self._rank, default=None)
         elif _untrained(trial) and (self._top is None or self._rank(trial) > self._rank(self._top)):
             self._top = trial
+        if self._kept is not None:
+            self._bracket(trial)
         self.spots.pop(trial.fingerprint, None)
         if trial.measured and trial.rung == 0:
             taken = (amount(trial, name) or math.nan for name in self.judge.objectives.more)
             self.spots[trial.fingerprint] = (own_ratio(trial), *taken)
         if self._dense is None and trial.quality is not None and trial.plan == Plan():
-            self._dense, self._volume = trial, None
+            self._dense, self._volume, self._kept = trial, None, None
 
     def _changes(self, trial: Trial, front: Sequence[Trial]) -> bool:
         """Whether a new trial is on the front: no member is at most as slow, and loses and takes at most as much."""
@@ -207,7 +213,10 @@ class Seen:
         return math.inf if allowed is None else allowed.of(self.dense_quality())
 
     def front(self) -> list[Trial]:
-        """Non-dominated candidates without recovery that are fast and small enough, fast to slow; of all for none."""
+        """Non-dominated candidates without recovery that are fast and small enough, or of all, where none is.
+
+        Fast to slow.
+        """
         if self._front is None:
             every = list(filter(_untrained, self.trials.values()))
             fitting = [trial for trial in every if self.worth(trial)]
@@ -232,16 +241,24 @@ class Seen:
         """Ratios, to dense in the same runtime, between which the fastest is that keeps the loss which is allowed.
 
         Of the slowest that the program chose and that does not keep it, and of the fastest that does. 0 and inf where
-        no loss is asked about, or recovery may win it back.
+        something else is asked for.
         """
-        if self.judge.recovers or math.isinf(self.most_lost):
+        if not self.judge.fastest:
             return 0.0, math.inf
-        if self._between is None:
-            every = list(filter(_untrained, self.trials.values()))
-            high = min((own_ratio(t) for t in every if self.worth(t) and self.keeps(t)), default=math.inf)
-            lost = (own_ratio(trial) for trial in every if trial.origin == "solved" and not self.keeps(trial))
-            self._between = max((ratio for ratio in lost if ratio < high), default=0.0), high
-        return self._between
+        if self._kept is None:
+            self._kept, self._lost = math.inf, {}
+            for trial in self.trials.values():
+                self._bracket(trial)
+        lost = (ratio for name, ratio in self._lost.items() if name not in self.misleading)
+        return max((ratio for ratio in lost if ratio < self._kept), default=0.0), self._kept
+
+    def _bracket(self, trial: Trial) -> None:
+        if not _untrained(trial) or self._kept is None:
+            return
+        if self.keeps(trial):
+            self._kept = min(self._kept, own_ratio(trial)) if self.worth(trial) else self._kept
+        elif trial.origin == "solved":
+            self._lost[trial.fingerprint] = own_ratio(trial)
 
     def learned_from(self, most: int) -> list[Trial]:
         """Measured candidates without recovery that tell of others: the front, and the last so many, fitting or not."""

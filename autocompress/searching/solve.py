@@ -276,8 +276,8 @@ def _check(errors: Table, costs: Mapping[str, Table], limits: Mapping[str, float
         raise ValueError(f"limit of an unknown cost {sorted(unknown)[0]!r}; known: {', '.join(costs)}")
 
 
-def unbent(sums: Sequence[float], measured: Sequence[float]) -> list[float]:
-    """What sums of losses should be, by what whole candidates lose: ``measured ≈ a·sum^b``, solved for the sum.
+def bent(sums: Sequence[float], measured: Sequence[float]) -> tuple[float, float]:
+    """By what power law whole candidates lose what sums of losses say, ``measured ≈ exp(level)·sum^bend``.
 
     Args:
         sums: above 0.
@@ -287,5 +287,10 @@ def unbent(sums: Sequence[float], measured: Sequence[float]) -> list[float]:
     bend = 1.0
     if len(sums) >= BEND_FROM and x.std() > 0:
         bend = float(np.clip(((x - x.mean()) * (y - y.mean())).mean() / x.var(), *BENDS))
-    level = float((y - bend * x).mean())
-    return [float(value) for value in np.exp((y - level) / bend)]
+    return float((y - bend * x).mean()), bend
+
+
+def unbent(measured: Sequence[float], law: tuple[float, float]) -> list[float]:
+    """What sums of losses should be for what whole candidates lose, by the law of `bent`."""
+    level, bend = law
+    return [float(value) for value in np.exp((np.log(measured) - level) / bend)]

@@ -36,6 +36,9 @@ REFIT_EVERY = 6
 #: The same once so many candidates of the expected front are measured: it then changes little.
 REFINED_EVERY = 18
 
+#: So many candidates are enough, too, where fewer of the expected front are worth measuring.
+SETTLED = 60
+
 #: Nor are they corrected before there are so many more candidates, as a share of all.
 REFIT_SHARE = 0.05
 
@@ -51,6 +54,9 @@ POINTS, SOLVED = 40, 20
 #: Corners that are believed to be over a limit by more than this factor are not measured: the model of seconds, which
 #: nothing has corrected yet, errs by less.
 FAR = 1.5
+
+#: Share of the time that may go into measuring choices that were estimated wrongly.
+LOOK_SHARE = 1 / 16
 
 #: A candidate that loses so many times what the program expects, and so many nats, says that a single choice of it was
 #: estimated wrongly.
@@ -109,6 +115,7 @@ class Staged:
         self._teller, self._look = teller or Teller(), look
         self._least: dict[Atom, float] = {}
         self._suspects: set[Atom] = set()
+        self._looked_s = 0.0
         self._values: dict[str, Values] = {}
         self._front: list[Expected] | None = None
         self._fresh, self._begun = math.inf, False
@@ -130,9 +137,8 @@ class Staged:
             self._suspect(trial)
 
     def _may_fit(self, values: Values, knapsack: Knapsack) -> bool:
-        """Whether a corner is not far over what is asked, by what is believed; how fast recipes get shows only then."""
-        plan = self._plan(values)
-        return plan.learn is not None or knapsack.keeps(plan, FAR)
+        """Whether a corner is not far over what is asked, by what is believed; of recipes and zeros nothing is."""
+        return not knapsack.decides(values) or knapsack.keeps(self._plan(values), FAR)
 
     def ask(self, left_s: float = math.inf) -> Proposal | None:
         """The next plan; None when all that is worth it is done, or too little time is left.
@@ -169,22 +175,35 @@ class Staged:
         A choice loses about as much as the best candidate that has it, at most.
         """
         knapsack, values = self.knapsack, self._values.get(trial.fingerprint)
-        if knapsack is None or self._look is None or values is None or trial.rung or not trial.measured:
+        if knapsack is None or self._look is None or values is None or trial.rung:
             return
-        lost, choices = self._seen.loss(trial), knapsack.choices(values, trial.plan)
+        lost, choices = trial.divergence, knapsack.choices(values, trial.plan)
+        if lost is None or not trial.measured or not knapsack.decides(values):
+            return
         for choice in choices:
             self._least[choice] = min(lost, self._least.get(choice, math.inf))
-        if lost > max(AMISS, SURPRISE * knapsack.loss(values, trial.plan)):
-            self._suspects |= {one for one in choices if one not in knapsack.known and self._least[one] >= lost / 2}
+        if lost > max(AMISS, SURPRISE * knapsack.foretold(values, trial.plan)):
+            found = [one for one in choices if one not in knapsack.known and self._least[one] >= lost / 2]
+            if found:
+                self._suspects.update(found)
+                self._seen.misleading.add(trial.fingerprint)
 
-    def _look_closer(self, knapsack: Knapsack) -> None:
-        """Measure what is suspected, the worst first, for as long as a candidate takes."""
+    def _look_closer(self, knapsack: Knapsack) -> bool:
+        """Measure what is suspected, the worst first, about as long as a candidate takes; False where nothing is."""
         suspects = [one for one in self._suspects if one not in knapsack.known]
         self._suspects.clear()
-        if suspects and self._look is not None:
-            suspects.sort(key=lambda one: (-self._least[one], one))
-            knapsack.take(self._look(suspects, self._seen.typical_seconds(0)))
-            self._fresh, self._front = math.inf, None
+        clock, typical_s = self._seen.clock, self._seen.typical_seconds(0)
+        limit_s = min(typical_s, LOOK_SHARE * clock.budget_s - self._looked_s, self._seen.left_s - typical_s)
+        if not suspects or self._look is None or limit_s <= 0:
+            return False
+        suspects.sort(key=lambda one: (-self._least[one], one))
+        begun_s = clock.elapsed()
+        knapsack.take(self._look(suspects, limit_s))
+        took_s = clock.elapsed() - begun_s
+        self._looked_s += took_s
+        self._seen.left_s -= took_s
+        self._fresh, self._front = math.inf, None
+        return True
 
     def _stages(self) -> Iterator[Proposal | None]:
         """Solve, refine and recover; then refine and recover in turn, until the time or the space is used up."""
@@ -283,8 +302,9 @@ class Staged:
                 return
             solves = solves and not clock.stagnates() and (self._solved < SOLVED or self.only == "solve")
             corners = bool(self._corners) and self.only != "refine" and not clock.stagnates()
+            if self._look_closer(knapsack):
+                continue
             before = self._seen.volume()
-            self._look_closer(knapsack)
             needed = self._needed(knapsack) if solves and not (corners and self._solved > self._offered) else None
             if needed is not None:
                 proposal = self._proposal(needed.values, "solved")
@@ -320,7 +340,8 @@ class Staged:
 
     def _correct(self, knapsack: Knapsack) -> None:
         """Correct the tables by what was measured, once there is enough of it; the front is then to be solved anew."""
-        often = REFIT_EVERY if self._solved < SOLVED else REFINED_EVERY
+        solving = self._solved < SOLVED and len(self._seen.spots) < SETTLED
+        often = REFIT_EVERY if solving else REFINED_EVERY
         if self._fresh < max(often, REFIT_SHARE * len(self._seen.spots)):
             return
         found = self._seen.learned_from(MOST_LEARNED)

@@ -149,7 +149,10 @@ def staged(evaluator: Evaluator, seed: int, budgets: Budgets = NOTHING_ASKED) ->
     knapsack = knapsack_of(evaluator, single, budgets)
     prepared_s = evaluator.clock - begun_s
     objectives = replace(USUAL, allowed=budgets.max_drop)
-    judge = Judge(evaluator.task.metric.maximize, partial(keeps, budgets), objectives, bool(space.steps))
+    judge = Judge(
+        evaluator.task.metric.maximize, partial(keeps, budgets), objectives, bool(space.steps),
+        fastest=not space.steps and budgets.asks_fastest,
+    )  # fmt: skip
     best = SimpleNamespace(fastest_precision=fastest(evaluator))
     proposer = Staged(
         space, knapsack, controller(evaluator, "tpe", seed, evaluator.untrained), judge,

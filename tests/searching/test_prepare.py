@@ -11,6 +11,7 @@ import pytest
 
 from autocompress.budgets import Budgets
 from autocompress.compressing.losses import losses
+from autocompress.drop import Drop
 from autocompress.found import LOSSES, read_losses
 from autocompress.objectives import USUAL, Objectives
 from autocompress.plan import Plan, Prune
@@ -169,6 +170,22 @@ def test_what_is_too_slow_is_not_worth_recovering(tmp_path: Path, make_trial) ->
     staged = prepared(tmp_path, rules, Budgets(max_latency_s=0.006), [])
     assert staged._seen.judge.fits(make_trial(0, 0.5, 0.1)), "fast enough, whatever it loses"
     assert not staged._seen.judge.fits(make_trial(0, 0.7, 0.9))
+
+
+@pytest.mark.parametrize(
+    ("asked", "recovery", "fastest"),
+    [
+        ({}, False, True),
+        ({"max_latency_s": 0.006}, False, False),
+        ({"min_speedup": 2.0}, False, False),
+        ({}, True, False),
+    ],
+    ids=["a drop", "and a latency", "and a speed-up", "with recovery"],
+)
+def test_the_fastest_is_sought_where_nothing_but_a_drop_is_asked(tmp_path, asked, recovery, fastest) -> None:
+    rules = {"groups": {"neurons": [1.0, 0.5]}, **({"distill": {"steps": [0, 10]}} if recovery else {})}
+    staged = prepared(tmp_path, rules, Budgets(max_drop=Drop(0.01, relative=False), **asked), [])
+    assert (staged._seen.judge.fastest, staged._seen.judge.recovers) == (fastest, recovery)
 
 
 def test_recovery_alone_needs_no_program(tmp_path: Path) -> None:

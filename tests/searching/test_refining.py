@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from autocompress.drop import Drop
+from autocompress.objectives import Objectives
 from autocompress.plan import Plan
 from autocompress.searching.controller import Proposal
 from autocompress.searching.parts import parts_of
@@ -170,6 +174,42 @@ def test_what_the_program_believes_to_be_over_a_limit_is_no_variation(space, see
     found = list(refining(space, seen, [parent], keeps=lambda plan: plan.fingerprint < "8")._varied(10))
     assert found
     assert all(space.decode(child).fingerprint < "8" for child in found)
+
+
+def test_where_the_fastest_is_asked_for_parents_are_near_it_on_either_side(space, seen, make_trial):
+    """By hand: 0.5 is the fastest that keeps the loss; 0.4 and 0.6 are within a factor of 1.4 of it, 0.2 and 1 not."""
+    every = [{v.name: (level + i) % len(v.levels) for i, v in enumerate(space.structure)} for level in range(5)]
+    judge = Judge(True, lambda _trial: True, Objectives(allowed=Drop(0.05, relative=False)), fastest=True)
+    asked = Seen(judge, Clock(lambda: 0.0, 0.0, 1.0))
+    asked.keep(make_trial(9, 1.0, 0.9, plan=Plan()))
+    figures = [(0.2, 0.5), (0.4, 0.8), (0.5, 0.86), (0.6, 0.88), (0.99, 0.89)]
+    for number, (own, (ratio, quality)) in enumerate(zip(every, figures, strict=True)):
+        asked.keep(make_trial(number, ratio, quality, plan=space.decode(own)))
+    found = [math.exp(place) for place, _values in refining(space, asked, every)._parents()]
+    assert found == pytest.approx([0.4, 0.5, 0.6])
+    far = [every[0], every[4]]
+    found = [math.exp(place) for place, _values in refining(space, asked, far)._parents()]
+    assert found == pytest.approx([0.2, 0.99]), "where none is near, any"
+
+
+@pytest.mark.parametrize(("along", "high"), [((), 0.5), (("size",), 2.0)], ids=["two objectives", "three"])
+def test_the_program_is_asked_for_what_the_front_spans(space, seen, make_trial, along, high):
+    """The best is at 0.5; what is slower is on the front only by being smaller."""
+    objectives = Objectives(("latency", "quality", *along))
+    seen.judge = Judge(True, lambda _trial: True, objectives)
+    for number, (ratio, quality, size) in enumerate([(0.2, 0.5, 900), (0.5, 0.9, 800), (2.0, 0.7, 100)]):
+        trial = make_trial(number, ratio, quality, plan=Plan(seed=number + 1))
+        seen.keep(trial.replace(artifact=replace(trial.artifact, size_bytes=size)))
+    made, asked = refining(space, seen), []
+    seconds = {Plan(seed=number + 1).fingerprint: ratio for number, ratio in enumerate((0.2, 0.5, 2.0))}
+    made._knapsack = SimpleNamespace(
+        along=along, kl={}, limits={}, dense_s=1.0, at=lambda wanted, *_: asked.append(wanted),
+        work=SimpleNamespace(seconds=lambda plan: seconds[plan.fingerprint]),
+    )  # fmt: skip
+    for _ in range(200):
+        made._resolved()
+    assert 0.2 <= min(asked) < 0.23
+    assert 0.85 * high < max(asked) <= high
 
 
 def test_of_many_variations_the_one_that_promises_most_is_made(space, seen, make_trial):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -13,12 +14,13 @@ from autocompress.plan import Plan
 from autocompress.searching.controller import typical_seconds
 from autocompress.searching.seen import Clock, Judge, Seen
 
+CLOCK = Clock(lambda: 0.0, 0.0, 1.0)
 BY_SIZE = Objectives(("latency", "quality", "size"))
 LITTLE_LOST = Objectives(allowed=Drop(0.2, relative=False))
 
 
 def seen(maximize=True, objectives=USUAL, fits=lambda _trial: True):
-    return Seen(Judge(maximize, fits, objectives), Clock(lambda: 0.0, 0.0, 1.0))
+    return Seen(Judge(maximize, fits, objectives), CLOCK)
 
 
 def fast(trial):
@@ -67,3 +69,45 @@ def test_what_is_kept_up_is_what_is_found_anew(make_trial, maximize, objectives,
             last = list(dict.fromkeys(t.fingerprint for t in reversed(known) if t.fingerprint in takes))
             told = {t.fingerprint for t in kept.front()} | set(last[:20])
             assert sorted(t.fingerprint for t in kept.learned_from(20)) == sorted(told)
+
+
+@pytest.mark.parametrize(
+    ("drop", "maximize", "told"),
+    [
+        (Drop(0.05, relative=False), True, (0.3, 0.5)),
+        (Drop(0.05, relative=True), True, (0.3, 0.5)),
+        (Drop(0.05, relative=False), False, (0.3, 0.5)),
+        (Drop(0.5, relative=False), True, (0.0, 0.2)),
+        (Drop(0.0, relative=False), True, (0.4, 1.0)),
+    ],
+    ids=["points", "share", "minimized", "all keep it", "none but dense keeps it"],
+)
+def test_the_fastest_that_keeps_a_loss_lies_between_what_the_program_chose_and_what_keeps_it(
+    make_trial, drop, maximize, told
+):
+    """By hand: 3 points are lost at 0.5, and 20 below; of these the program chose 0.3, 0.2 and, at the end, 0.4."""
+    sign, other = 1 if maximize else -1, "solved" if told[0] == 0.4 else "refined"
+    made = Seen(Judge(maximize, lambda _trial: True, Objectives(allowed=drop), fastest=True), CLOCK)
+    found = [(1.0, 0.0, "dense"), (0.5, 0.03, "uniform"), (0.4, 0.2, other), (0.3, 0.2, "solved"), (0.2, 0.2, "solved")]
+    for number, (ratio, lost, origin) in enumerate(found):
+        plan = Plan() if origin == "dense" else Plan(seed=number)
+        made.keep(make_trial(number, ratio, 0.9 - sign * lost, plan=plan, origin=origin))
+        if number == 2:
+            made.asked_between()  # from here on it is kept up
+    assert made.asked_between() == told
+    made.judge = replace(made.judge, fastest=False)
+    assert made.asked_between() == (0.0, math.inf)
+
+
+def test_what_a_wrong_belief_had_broken_is_no_bound(make_trial):
+    made = Seen(Judge(True, lambda _trial: True, Objectives(allowed=Drop(0.05, relative=False)), fastest=True), CLOCK)
+    made.keep(make_trial(0, 1.0, 0.9, plan=Plan()))
+    for number, ratio in enumerate((0.4, 0.2), start=1):
+        made.keep(make_trial(number, ratio, 0.1, plan=Plan(seed=number), origin="solved"))
+    assert made.asked_between() == (0.4, 1.0)
+    made.misleading.add(Plan(seed=1).fingerprint)
+    assert made.asked_between() == (0.2, 1.0)
+    made.keep(make_trial(3, 0.3, 0.89, plan=Plan(seed=3)))
+    assert made.asked_between() == (0.2, 0.3)
+    made.keep(make_trial(3, 0.3, 0.5, plan=Plan(seed=3)))
+    assert made.asked_between() == (0.2, 1.0), "another version of it does not keep it"
