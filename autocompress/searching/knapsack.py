@@ -37,6 +37,9 @@ LOSS_NOISES, CLEARER = (0.5, 0.15), 2.0
 #: What is believed to be over a limit by less than this factor may yet keep it.
 NEARLY = 1.05
 
+#: Candidates from which on it is told by what law sums of losses come to what is lost.
+USUAL_FROM = 6
+
 #: Limits on each further objective that the front is solved under too, each at one in so many of the budgets: a program
 #: with two tight limits takes many times as long as one with a single one.
 LEVELS = 4
@@ -118,7 +121,7 @@ class Knapsack:
         self._measured_kl = {name: list(row) for name, row in atoms.kl.items()}
         self.kl: dict[str, list[float]] = dict(self._measured_kl)
         self.known = atoms.known
-        self._law = (0.0, 1.0)
+        self._usual = (0.0, 1.0)
 
     def choices(self, values: Values, plan: Plan) -> list[Atom]:
         """The single choices of a candidate that have an effect, off the base; of those that the program decides on."""
@@ -132,8 +135,8 @@ class Knapsack:
         return all(values.get(name, self.parts.base[name]) == self.parts.base[name] for name in alone)
 
     def foretold(self, values: Values, plan: Plan) -> float:
-        """What a candidate is expected to lose, in nats, by the law that whole candidates were found to follow."""
-        level, bend = self._law
+        """What a candidate is expected to lose, in nats, by the law that most candidates were found to follow."""
+        level, bend = self._usual
         return math.exp(level) * math.pow(self.loss(values, plan), bend)
 
     def loss(self, values: Values, plan: Plan) -> float:
@@ -262,14 +265,18 @@ class Knapsack:
         names = list(self._measured_kl)
         rows = [self._measured_kl[name] for name in names]
         whole = [(self.effective(values, plan), kl) for values, plan, kl in measured if kl > 0 and self.decides(values)]
-        choices = [[int(values[name]) for name in names] for values, _kl in whole]
+        base = self.parts.base
+        choices = [[int(values.get(name, base[name])) for name in names] for values, _kl in whole]
         sums = [sum(row[level] for row, level in zip(rows, levels, strict=True)) for levels in choices]
         usable = [i for i, total in enumerate(sums) if total > 0]
         if not usable:
             return
         lost = [whole[i][1] for i in usable]
-        self._law = bent([sums[i] for i in usable], lost)
-        straight = unbent(lost, self._law)
+        law = bent([sums[i] for i in usable], lost)
+        straight = unbent(lost, law)
+        if len(usable) >= USUAL_FROM:  # by the middle one, since some are what a wrong estimate had broken
+            bend = law[1]
+            self._usual = float(np.median(np.log(lost) - bend * np.log([sums[i] for i in usable]))), bend
         doubts = [[LOSS_DOUBT * value for value in row] for row in rows]
         chosen = [choices[i] for i in usable]
         noises = [[share * value for value in straight] for share in LOSS_NOISES]

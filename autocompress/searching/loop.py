@@ -225,13 +225,13 @@ class Loop:
         if self.stages.stagnates and self.space.rules.strategy != "staged":
             return None, self.stages.stagnation
         finals_s = 0.0 if self.only else self.grading.needed_s()
-        timing_s = mean_seconds(self.front.measured, "measure")
-        left_s = self.budget_s - self.elapsed_s - finals_s - self.under_way * timing_s
+        ends_s = self.budget_s - finals_s - self.under_way * mean_seconds(self.front.measured, "measure")
+        left_s = ends_s - self.elapsed_s
         proposal = proposer.ask(left_s) if left_s > 0 else None
         if proposal is None:
             if isinstance(proposer, Staged) and proposer.stagnated:
                 return None, self.stages.stagnation
-            late = left_s < 2 * typical_seconds(self.trials)
+            late = ends_s - self.elapsed_s < 2 * typical_seconds(self.trials)
             return None, "the time budget is spent" if late else EXHAUSTED[self.space.rules.strategy]
         return proposal, ""
 

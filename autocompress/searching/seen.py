@@ -132,8 +132,7 @@ class Seen:
         self._volume: float | None = None  # the same; until the front, or what it is told by, changes
         self._top: Trial | None = None
         self._kept: float | None = None  # ratio of the fastest that keeps the allowed loss, where that is asked for
-        self._lost: dict[str, float] = {}  # of those that the program chose and that do not keep it
-        self.misleading: set[str] = set()  # of these, what a choice had broken that was believed to be harmless
+        self._lost: list[float] = []  # of those that the program chose and that do not keep it
         self._spent: dict[int, tuple[int, float]] = {}
 
     def keep(self, trial: Trial) -> None:
@@ -241,24 +240,24 @@ class Seen:
         """Ratios, to dense in the same runtime, between which the fastest is that keeps the loss which is allowed.
 
         Of the slowest that the program chose and that does not keep it, and of the fastest that does. 0 and inf where
-        something else is asked for.
+        something else is asked for. What loses all that counts was believed to be harmless by mistake, and bounds
+        nothing.
         """
         if not self.judge.fastest:
             return 0.0, math.inf
         if self._kept is None:
-            self._kept, self._lost = math.inf, {}
+            self._kept, self._lost = math.inf, []
             for trial in self.trials.values():
                 self._bracket(trial)
-        lost = (ratio for name, ratio in self._lost.items() if name not in self.misleading)
-        return max((ratio for ratio in lost if ratio < self._kept), default=0.0), self._kept
+        return max((ratio for ratio in self._lost if ratio < self._kept), default=0.0), self._kept
 
     def _bracket(self, trial: Trial) -> None:
         if not _untrained(trial) or self._kept is None:
             return
         if self.keeps(trial):
             self._kept = min(self._kept, own_ratio(trial)) if self.worth(trial) else self._kept
-        elif trial.origin == "solved":
-            self._lost[trial.fingerprint] = own_ratio(trial)
+        elif trial.origin == "solved" and self.drop(trial) < abs(self.dense_quality() - self.reference()[1]):
+            self._lost.append(own_ratio(trial))
 
     def learned_from(self, most: int) -> list[Trial]:
         """Measured candidates without recovery that tell of others: the front, and the last so many, fitting or not."""

@@ -115,7 +115,7 @@ class Staged:
         self._teller, self._look = teller or Teller(), look
         self._least: dict[Atom, float] = {}
         self._suspects: set[Atom] = set()
-        self._looked_s = 0.0
+        self._look_s = LOOK_SHARE * clock.left_s
         self._values: dict[str, Values] = {}
         self._front: list[Expected] | None = None
         self._fresh, self._begun = math.inf, False
@@ -134,7 +134,11 @@ class Staged:
             values = controller.values(trial)
             if trial.rung == 0 and values is not None:
                 self._values[trial.fingerprint] = {**self._heaviest, **values}
-            self._suspect(trial)
+        if knapsack is not None and self._look is not None and self._values:
+            self._correct(knapsack)
+            for trial in trials:
+                self._suspect(trial)
+            self._fresh = math.inf
 
     def _may_fit(self, values: Values, knapsack: Knapsack) -> bool:
         """Whether a corner is not far over what is asked, by what is believed; of recipes and zeros nothing is."""
@@ -184,25 +188,24 @@ class Staged:
             self._least[choice] = min(lost, self._least.get(choice, math.inf))
         if lost > max(AMISS, SURPRISE * knapsack.foretold(values, trial.plan)):
             found = [one for one in choices if one not in knapsack.known and self._least[one] >= lost / 2]
-            if found:
-                self._suspects.update(found)
-                self._seen.misleading.add(trial.fingerprint)
+            self._suspects.update(found)
 
     def _look_closer(self, knapsack: Knapsack) -> bool:
         """Measure what is suspected, the worst first, about as long as a candidate takes; False where nothing is."""
         suspects = [one for one in self._suspects if one not in knapsack.known]
         self._suspects.clear()
         clock, typical_s = self._seen.clock, self._seen.typical_seconds(0)
-        limit_s = min(typical_s, LOOK_SHARE * clock.budget_s - self._looked_s, self._seen.left_s - typical_s)
-        if not suspects or self._look is None or limit_s <= 0:
+        limit_s = min(typical_s, self._look_s, self._seen.left_s - typical_s)
+        if not suspects or self._look is None or limit_s < typical_s / 2:
             return False
         suspects.sort(key=lambda one: (-self._least[one], one))
         begun_s = clock.elapsed()
         knapsack.take(self._look(suspects, limit_s))
         took_s = clock.elapsed() - begun_s
-        self._looked_s += took_s
+        self._look_s -= took_s
         self._seen.left_s -= took_s
         self._fresh, self._front = math.inf, None
+        self._correct(knapsack)
         return True
 
     def _stages(self) -> Iterator[Proposal | None]:

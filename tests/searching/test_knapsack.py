@@ -500,3 +500,19 @@ def test_thinned_keeps_what_no_other_beats():
     spots = [(2.0, 0.5), (1.0, 0.9), (1.0, 0.7), (2.0, 0.4), (3.0, 0.4), (0.5, 2.0)]
     found = thinned([replace(given, seconds=s, loss=v) for s, v in spots])
     assert [(one.seconds, one.loss) for one in found] == [(0.5, 2.0), (1.0, 0.7), (2.0, 0.4)]
+
+
+def test_what_is_foretold_follows_most_candidates(make_space):
+    """Oracle: losses are twice the sum, but for two of nine that are broken; of five, nothing is known yet."""
+    knapsack = knapsack_of(make_space(SPACES["blocks"]))
+    drawn = everything(knapsack)[5::7][:9]
+    measured = [(one.values, one.plan, (2.0 if place % 4 else 60.0) * one.loss) for place, one in enumerate(drawn, 1)]
+    raw = [one.loss for one in drawn]
+    for count, factor in ((5, 1.0), (9, 2.0)):
+        knapsack = knapsack_of(make_space(SPACES["blocks"]))
+        knapsack.learn_losses(measured[:count])
+        knapsack.kl = dict(knapsack._measured_kl)  # of the law alone
+        level, bend = knapsack._usual
+        told = [math.exp(level) * value**bend for value in raw]
+        assert [knapsack.foretold(one.values, one.plan) for one in drawn] == pytest.approx(told)
+        assert np.median(np.array(told) / raw) == pytest.approx(factor, rel=0.5)

@@ -337,8 +337,7 @@ def test_what_is_suspected_of_earlier_sessions_is_looked_at_first(world, journal
     assert staged._suspects, "known again"
     made.follow(staged, most=1)
     assert asked == [("keep:net.1.mlp/neurons", 1)]
-    for name, value in (("_looked_s", 1e9), ("_suspects", {("keep:net.0.mlp/neurons", 1)})):
-        setattr(staged, name, value)
+    staged._look_s, staged._suspects = 0.0, {("keep:net.0.mlp/neurons", 1)}
     made.follow(staged, most=1)
     assert len(asked) == 1, "the time for it is spent"
 
