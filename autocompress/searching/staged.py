@@ -56,7 +56,7 @@ POINTS, SOLVED = 40, 20
 FAR = 1.5
 
 #: Share of the time that may go into measuring choices that were estimated wrongly.
-LOOK_SHARE = 1 / 16
+LOOK_SHARE = 1 / 8
 
 #: A candidate that loses so many times what the program expects, and so many nats, says that a single choice of it was
 #: estimated wrongly.
