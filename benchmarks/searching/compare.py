@@ -156,7 +156,7 @@ def compare(
     for task, runs in tasks.items():
         common.show(f"{titles[task]}: medians over seeds", HEADS, rows(task, runs))
     write_json(folder / "summary.json", records)
-    write_json(folder / "environment.json", sheet.lines[-1]["environment"])
+    write_json(folder / "environment.json", environments(sheet.lines))
     curves = {task: {name: curve(list(found.values())) for name, found in runs.items()} for task, runs in tasks.items()}
     write_json(folder / "curves.json", curves)
     tables = [f"**{titles[task]}**\n\n{markdown(HEADS, rows(task, runs))}" for task, runs in tasks.items()]
@@ -304,6 +304,18 @@ def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A table that can be pasted."""
     under = ["---", *["---:"] * (len(heads) - 1)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, under, *lines))
+
+
+def environments(lines: Sequence[Mapping]) -> list[dict]:
+    """Of each processor the last environment, and which seeds of which tasks it ran."""
+    found: dict[str, dict] = {}
+    for line in lines:
+        environment, case = line["environment"], line["case"]
+        cpu = environment["machine"]["cpu"]
+        ran = found.get(cpu, {}).get("ran", {})
+        seeds = {*ran.get(case["task"], []), case["seed"]}
+        found[cpu] = {**environment, "ran": {**ran, case["task"]: sorted(seeds)}}
+    return list(found.values())
 
 
 def renewed(text: str, tables: Sequence[str]) -> str:

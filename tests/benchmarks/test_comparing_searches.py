@@ -204,7 +204,9 @@ def test_summary_is_a_list_with_environment_and_curves_beside_it(tmp_path):
     summary = json.loads((tmp_path / "search" / "summary.json").read_text())
     assert [(one["task"], one["baseline"]) for one in summary] == [("digits", "nsga2")]
     assert set(json.loads((tmp_path / "search" / "curves.json").read_text())["digits"]) == {"staged", "nsga2"}
-    assert "machine" in json.loads((tmp_path / "search" / "environment.json").read_text())
+    (environment,) = json.loads((tmp_path / "search" / "environment.json").read_text())
+    assert "machine" in environment
+    assert environment["ran"] == {"digits": [0]}
     table = (tmp_path / "search" / "table.md").read_text()
     assert table.startswith("**Digits**")
     assert told.read_text() == f"Before.\n\n{table}\nAfter.\n"
