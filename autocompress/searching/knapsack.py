@@ -13,14 +13,13 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.layers import Group
 from autocompress.objectives import Objective
 from autocompress.plan import PRECISIONS, Plan, removed_blocks
 from autocompress.plan.check import removed_layers
 from autocompress.searching.atoms import Atom, Atoms
 from autocompress.searching.choices import Choices
 from autocompress.searching.expected import Expected, thinned
-from autocompress.searching.parts import Part, Parts, merged, touched_layers
+from autocompress.searching.parts import Part, Parts, likeness, merged, reached_layers, touched_layers
 from autocompress.searching.solve import Table, bent, front, left_out, refit, solve, unbent
 from autocompress.searching.work import WorkModel
 from autocompress.space import SearchSpace, Values
@@ -317,7 +316,7 @@ class Knapsack:
         whole, cells = self.space.decode(rest), []
         twins: dict[object, _Cell] = {}
         for part in self.parts.parts:
-            alike = self._alike(part, rest)
+            alike = likeness(part, rest, self.space, self.work.by_place)
             if alike in twins:
                 cells.append(replace(twins[alike], part=part))
                 continue
@@ -337,7 +336,7 @@ class Knapsack:
     def _inner(self, part: Part, rest: Values) -> Iterator[tuple[_Added, ...]]:
         """What each inner part's options add under every option of the part, of which few reach its layers."""
         for alone in part.inner:
-            layers = self._reached(alone)
+            layers = reached_layers(alone, self.space)
             near = [name for name in part.options[0] if not layers.isdisjoint(touched_layers(name, self.space))]
             known: dict[tuple[int | float | None, ...], _Added] = {}
             found = []
@@ -348,41 +347,6 @@ class Knapsack:
                     known[key] = self._added(merged(rest, own), alone.options)
                 found.append(known[key])
             yield tuple(found)
-
-    def _reached(self, part: Part) -> frozenset[str]:
-        return frozenset().union(*(touched_layers(name, self.space) for name in part.names))
-
-    def _alike(self, part: Part, rest: Values) -> object:
-        """Equal for parts whose options add the same: blocks at different depths."""
-        table, choices, order, touched = self.space.table, self.space.choices, part.names, self._reached(part)
-        layers = [layer for layer in table.layers if layer.name in touched]
-        scopes = {scope: i for i, scope in enumerate(dict.fromkeys(name.partition(":")[2] for name in order))}
-        offered = {la.name: choices[la.name] for la in layers if la.name in choices}
-        return (
-            self._beside(touched) if self.work.by_place else (),
-            tuple((name.partition(":")[0], scopes[name.partition(":")[2]], rest[name]) for name in order),
-            tuple(tuple(option.get(name) for name in order) for one in (part, *part.inner) for option in one.options),
-            tuple((la.kind, la.weight_shape, la.macs, la.params, la.groups, tuple(la.why_not)) for la in layers),
-            tuple((id(c.rule), c.precisions, scopes.get(c.scope)) for c in offered.values()),
-            tuple((group.kind, group.size, rest.get(f"keep:{group.name}")) for group in self._groups(touched)),
-        )
-
-    def _beside(self, touched: frozenset[str]) -> tuple[object, ...]:
-        """What stands before and after some layers; nothing at the model's ends."""
-        layers = self.space.table.layers
-        places = [place for place, layer in enumerate(layers) if layer.name in touched]
-        if not places:
-            return ()
-        beside = [layers[place] for place in (min(places) - 1, max(places) + 1) if 0 <= place < len(layers)]
-        return (min(places) > 0, *((layer.kind, layer.weight_shape, layer.macs) for layer in beside))
-
-    def _groups(self, touched: frozenset[str]) -> list[Group]:
-        """Counted groups that make or read structures of some layers."""
-        return [
-            group
-            for group in self.space.table.groups
-            if not touched.isdisjoint(item.name for item in (*group.producers, *group.consumers))
-        ]
 
     def _program(
         self, number: int, kl: Mapping[str, Sequence[float]]

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from autocompress.layers import LayerTable
+from autocompress.layers import Group, LayerTable
 from autocompress.space import SearchSpace, Values, Variable
 from autocompress.tables.units import units_of
 
@@ -107,6 +107,53 @@ def touched_layers(name: str, space: SearchSpace) -> frozenset[str]:
         carriers = (item.name for item in group.carriers if item.name in layers)
         return frozenset([*(s.name for s in (*group.producers, *group.consumers)), *carriers, *group.removes])
     return frozenset(layer for layer, choice in space.choices.items() if choice.scope == scope)
+
+
+def reached_layers(part: Part, space: SearchSpace) -> frozenset[str]:
+    """Layers whose cost a part decides on, with what is chosen within it."""
+    return frozenset().union(*(touched_layers(name, space) for name in part.names))
+
+
+def likeness(part: Part, rest: Values, space: SearchSpace, by_place: bool) -> object:
+    """Equal for parts whose options add the same to a plan: blocks at different depths.
+
+    Args:
+        part: of the space.
+        rest: values of everything else.
+        space: without recovery.
+        by_place: whether what a block adds depends on what stands before and after it.
+    """
+    table, choices, order, touched = space.table, space.choices, part.names, reached_layers(part, space)
+    layers = [layer for layer in table.layers if layer.name in touched]
+    scopes = {scope: i for i, scope in enumerate(dict.fromkeys(name.partition(":")[2] for name in order))}
+    offered = {la.name: choices[la.name] for la in layers if la.name in choices}
+    return (
+        _beside(touched, table) if by_place else (),
+        tuple((name.partition(":")[0], scopes[name.partition(":")[2]], rest[name]) for name in order),
+        tuple(tuple(option.get(name) for name in order) for one in (part, *part.inner) for option in one.options),
+        tuple((la.kind, la.weight_shape, la.macs, la.params, la.groups, tuple(la.why_not)) for la in layers),
+        tuple((id(c.rule), c.precisions, scopes.get(c.scope)) for c in offered.values()),
+        tuple((group.kind, group.size, rest.get(f"keep:{group.name}")) for group in _counted(touched, table)),
+    )
+
+
+def _beside(touched: frozenset[str], table: LayerTable) -> tuple[object, ...]:
+    """What stands before and after some layers; nothing at the model's ends."""
+    layers = table.layers
+    places = [place for place, layer in enumerate(layers) if layer.name in touched]
+    if not places:
+        return ()
+    beside = [layers[place] for place in (min(places) - 1, max(places) + 1) if 0 <= place < len(layers)]
+    return (min(places) > 0, *((layer.kind, layer.weight_shape, layer.macs) for layer in beside))
+
+
+def _counted(touched: frozenset[str], table: LayerTable) -> list[Group]:
+    """Counted groups that make or read structures of some layers."""
+    return [
+        group
+        for group in table.groups
+        if not touched.isdisjoint(item.name for item in (*group.producers, *group.consumers))
+    ]
 
 
 def _homes(table: LayerTable) -> dict[str, str]:
