@@ -11,19 +11,15 @@ benchmarks/results/asked.jsonl.
 from __future__ import annotations
 
 import math
-import shutil
 import statistics
-import tempfile
-from pathlib import Path
 
 import common
-import threadpoolctl
-from searching.evaluator import Evaluator
+from searching.evaluator import Evaluator, opened
 from searching.methods import staged
 
 from autocompress.budgets import Budgets
 from autocompress.drop import Drop
-from autocompress.front import Front
+from autocompress.front import Front, fits
 
 #: Model and seconds of processor time.
 TASKS = {"digits": ("digits", 40.0), "sst2": ("minilm", 240.0)}
@@ -48,27 +44,22 @@ REQUESTS = {
 def run(task: str, asked: str, seed: int) -> dict:
     """One search, and its answer to what it was told, or to every request where it was told none."""
     model, limit_s = TASKS[task]
-    folder = Path(tempfile.mkdtemp(prefix=f"asked-{task}-"))
-    try:
-        recorded = common.ROOT / "benchmarks" / "searching" / f"{model}.json"
-        with threadpoolctl.threadpool_limits(1):
-            evaluator = Evaluator(common.load(model), recorded, folder, limit_s)
-            staged(evaluator, seed, REQUESTS[task][asked])
-            front = Front(tuple(evaluator.trials), evaluator.task.metric.maximize)
-            answers = {
-                name: answer(evaluator, front, budgets)
-                for name, budgets in REQUESTS[task].items()
-                if budgets and asked in ("", name)
-            }
-        return {"spent_s": round(evaluator.clock, 1), "candidates": len(front.measured), "answers": answers}
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with opened(model, limit_s) as evaluator:
+        staged(evaluator, seed, REQUESTS[task][asked])
+        spent_s = round(evaluator.clock, 1)
+        front = Front(tuple(evaluator.trials), evaluator.task.metric.maximize)
+        answers = {
+            name: answer(evaluator, front, budgets)
+            for name, budgets in REQUESTS[task].items()
+            if budgets and asked in ("", name)
+        }
+    return {"spent_s": spent_s, "candidates": len(front.measured), "answers": answers}
 
 
 def answer(evaluator: Evaluator, front: Front, budgets: Budgets) -> dict:
     """The best for a request, as `autocompress pick` chooses it, and how many keep it; that alone where none does."""
     dense, maximize = front.quality(front.dense), front.maximize
-    kept = [t for t in front.measured if all(over <= 0 for over in budgets.violations(t, dense, maximize).values())]
+    kept = [trial for trial in front.measured if fits(trial, budgets, dense, maximize)]
     if not kept:
         return {"kept": 0}
     best = front.choose(budgets)
@@ -106,7 +97,6 @@ def row(sheet: common.Sheet, task: str, asked: str, told: bool) -> tuple[str, ..
     if not lines:
         return None
     found = [line["answers"][asked] for line in lines]
-
     answered = [one for one in found if one["kept"]]
 
     def middle(key: str) -> float:

@@ -20,23 +20,20 @@ and that of the front together with the one that divergence from dense tells, wh
 
 A line per method and seed is added to benchmarks/results/search.jsonl, what is there is not run again, and processes
 started alike share the work. `--show` prints the tables and writes summary.json, environment.json, curves.json and
-table.md into benchmarks/results/search/; `--picture docs/search.png` draws them, and `--told
-docs/measured.md` renews the tables there. `--limit` (seconds, of all methods)
-and `--out` (a folder in place of benchmarks/results) are for trying out.
+table.md into benchmarks/results/search/; `--picture docs/search.png` draws them, and `--told docs/measured.md` renews
+the tables there. `--limit` (seconds, of all methods) and `--out` (a folder in place of benchmarks/results) are for
+trying out.
 """
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import common
-import threadpoolctl
 from searching.compare import compare
-from searching.evaluator import Evaluator
+from searching.evaluator import opened
 from searching.methods import METHODS
 
 
@@ -75,17 +72,11 @@ def run(task: str, method: str, seed: int, limit_s: float = 0.0) -> dict:
     """One search from an empty bank: every candidate with the second at which it was known."""
     contest = TASKS[task]
     limit_s = limit_s or (contest.plain_s if method in LONG else contest.limit_s)
-    folder = Path(tempfile.mkdtemp(prefix=f"search-{task}-{method}-"))
-    try:
-        recorded = common.ROOT / "benchmarks" / "searching" / f"{contest.model}.json"
-        with threadpoolctl.threadpool_limits(1):
-            evaluator = Evaluator(common.load(contest.model), recorded, folder, limit_s, contest.trained)
-            begun = time.perf_counter()
-            prepared_s = METHODS[method](evaluator, seed)
+    with opened(contest.model, limit_s, contest.trained) as evaluator:
+        begun = time.perf_counter()
+        prepared_s = METHODS[method](evaluator, seed)
         wall_s = round(time.perf_counter() - begun, 1)
         return {"prepared_s": round(prepared_s, 2), "limit_s": limit_s, "wall_s": wall_s, **evaluator.facts()}
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def main() -> None:

@@ -92,8 +92,8 @@ class SingleLosses:
     def _measured(self, plans: Sequence[Plan], limit_s: float) -> Atoms:
         """Those that only round by the faster way, in a share of the time that is theirs by number."""
         left = [plan for plan in dict.fromkeys(plans) if plan not in self._found]
-        rounding = [plan for plan in left if self._base == Plan() and _only_quantizes(plan)]
-        others = [plan for plan in left if plan not in set(rounding)]
+        rounds = {plan: self._base == Plan() and _only_quantizes(plan) for plan in left}
+        rounding, others = ([plan for plan in left if rounds[plan] is one] for one in (True, False))
         share, begun = len(rounding) / max(len(left), 1), self._clock()
         for start in range(0, len(rounding), TOGETHER):
             if start == 0 or self._clock() - begun < share * limit_s:
@@ -108,9 +108,8 @@ class SingleLosses:
         return self._atoms()
 
     def _needed(self, atoms: Sequence[Atom]) -> list[Plan]:
-        """Plans by which some atoms are told, each once."""
-        pairs = ((self._before[name], self._plans[name, level]) for name, level in atoms)
-        return list(dict.fromkeys(plan for pair in pairs for plan in pair))
+        """Plans by which some atoms are told."""
+        return [plan for name, level in atoms for plan in (self._before[name], self._plans[name, level])]
 
     def _atoms(self) -> Atoms:
         """What is known, and what is estimated from it."""

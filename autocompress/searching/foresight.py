@@ -141,4 +141,4 @@ class Foresight:
         return self._share(self._seen.drop(trial))
 
     def _share(self, drop: float) -> float:
-        return drop / max(abs(self._seen.dense_quality() - self._seen.reference()[1]), NOTHING)
+        return drop / max(self._seen.worst_drop(), NOTHING)

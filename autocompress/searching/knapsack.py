@@ -154,11 +154,15 @@ class Knapsack:
         dense = self._dense_amounts[name]
         return dense + self._slopes[name] * (self._resources[name](plan) - dense)
 
-    def keeps(self, plan: Plan, nearly: float = NEARLY) -> bool:
-        """Whether a plan is believed to keep the limits on seconds and on what else is counted, up to a factor."""
+    def keeps(self, values: Values, nearly: float = NEARLY) -> bool:
+        """Whether a candidate is believed to keep the limits on seconds and on what else is counted, up to a factor."""
+        limited = [name for name in self.resources if name in self.limits]
+        if "latency" not in self.limits and not limited:
+            return True  # as of most searches, which ask for dozens of candidates at a time
+        plan = self.space.decode(values)
         if self.work.seconds(plan) > nearly * self.limits.get("latency", math.inf):
             return False
-        return all(self.amount(name, plan) <= nearly * self.limits.get(name, math.inf) for name in self.resources)
+        return all(self.amount(name, plan) <= nearly * self.limits[name] for name in limited)
 
     @cached_property
     def _dense_amounts(self) -> dict[str, float]:
@@ -270,12 +274,11 @@ class Knapsack:
         usable = [i for i, total in enumerate(sums) if total > 0]
         if not usable:
             return
-        lost = [whole[i][1] for i in usable]
-        law = bent([sums[i] for i in usable], lost)
-        straight = unbent(lost, law)
+        lost, told = [whole[i][1] for i in usable], [sums[i] for i in usable]
+        level, bend = bent(told, lost)
+        straight = unbent(lost, (level, bend))
         if len(usable) >= USUAL_FROM:  # by the middle one, since some are what a wrong estimate had broken
-            bend = law[1]
-            self._usual = float(np.median(np.log(lost) - bend * np.log([sums[i] for i in usable]))), bend
+            self._usual = float(np.median(np.log(lost) - bend * np.log(told))), bend
         doubts = [[LOSS_DOUBT * value for value in row] for row in rows]
         chosen = [choices[i] for i in usable]
         noises = [[share * value for value in straight] for share in LOSS_NOISES]

@@ -88,15 +88,19 @@ def make_staged(
             along=[name for name in objectives.more if name in resources],
         )  # fmt: skip
 
-    maximize = shop.task.metric.maximize
-    speed = replace(budgets, max_drop=None)  # what is lost is the judge's own affair, since recovery may win it back
-    judge = Judge(
-        maximize, lambda trial: fits(trial, speed, trial.quality or 0.0, maximize), objectives, bool(space.steps),
-        fastest=not (space.steps or objectives.more) and budgets.asks_fastest,
-    )  # fmt: skip
+    judge = judge_of(budgets, objectives, shop.task.metric.maximize, bool(space.steps))
     return Staged(
         space, knapsack, controller, judge, clock,
         corners=list(corners(untrained, probe)), seed=seed, trials=trials, teller=teller, look=look,
+    )  # fmt: skip
+
+
+def judge_of(budgets: Budgets, objectives: Objectives, maximize: bool, recovers: bool) -> Judge:
+    """Who says which trials are fast and small enough; what they lose is told by the objectives' own allowance."""
+    speed = replace(budgets, max_drop=None)
+    return Judge(
+        maximize, lambda trial: fits(trial, speed, trial.quality or 0.0, maximize), objectives, recovers,
+        fastest=not (recovers or objectives.more) and budgets.asks_fastest,
     )  # fmt: skip
 
 

@@ -186,7 +186,7 @@ class Refining:
             key = None if child is None else tuple(child.items())
             if child is None or key in known or len(known) >= count:
                 continue
-            if self._knapsack.keeps(self._knapsack.space.decode(child)):
+            if self._knapsack.keeps(child):
                 known.add(key)
                 yield child
 

@@ -128,7 +128,7 @@ class Seen:
         self._dense: Trial | None = None
         self._best: float | None = None
         self._front: list[Trial] | None = None  # known from when it is first asked for
-        self._fitting = False  # whether its members keep what is asked
+        self._fitting = False  # whether its members are fast and small enough
         self._volume: float | None = None  # the same; until the front, or what it is told by, changes
         self._top: Trial | None = None
         self._kept: float | None = None  # ratio of the fastest that keeps the allowed loss, where that is asked for
@@ -157,7 +157,7 @@ class Seen:
         if self._kept is not None:
             self._bracket(trial)
         self.spots.pop(trial.fingerprint, None)
-        if trial.measured and trial.rung == 0:
+        if _untrained(trial):
             taken = (amount(trial, name) or math.nan for name in self.judge.objectives.more)
             self.spots[trial.fingerprint] = (own_ratio(trial), *taken)
         if self._dense is None and trial.quality is not None and trial.plan == Plan():
@@ -165,7 +165,7 @@ class Seen:
 
     def _changes(self, trial: Trial, front: Sequence[Trial]) -> bool:
         """Whether a new trial is on the front: no member is at most as slow, and loses and takes at most as much."""
-        if trial.rung or not trial.measured or (self._fitting and not self.worth(trial)):
+        if not _untrained(trial) or (self._fitting and not self.worth(trial)):
             return False
         ratio, drop, taken = ratio_of(trial), self.drop(trial), self.judge.objectives.taken
         mine = taken(trial)
@@ -256,7 +256,7 @@ class Seen:
             return
         if self.keeps(trial):
             self._kept = min(self._kept, own_ratio(trial)) if self.worth(trial) else self._kept
-        elif trial.origin == "solved" and self.drop(trial) < abs(self.dense_quality() - self.reference()[1]):
+        elif trial.origin == "solved" and self.drop(trial) < self.worst_drop():
             self._lost.append(own_ratio(trial))
 
     def learned_from(self, most: int) -> list[Trial]:
@@ -282,6 +282,10 @@ class Seen:
     def reference(self) -> tuple[float, ...]:
         """The corner of that hypervolume."""
         return self.judge.objectives.reference(self.dense_quality(), self.judge.maximize)
+
+    def worst_drop(self) -> float:
+        """Quality lost at that corner: who loses more gains nothing."""
+        return abs(self.dense_quality() - self.reference()[1])
 
     def dense_quality(self) -> float:
         """Of the dense model; before it is known, the best there is."""

@@ -142,7 +142,7 @@ class Staged:
 
     def _may_fit(self, values: Values, knapsack: Knapsack) -> bool:
         """Whether a corner is not far over what is asked, by what is believed; of recipes and zeros nothing is."""
-        return not knapsack.decides(values) or knapsack.keeps(self._plan(values), FAR)
+        return not knapsack.decides(values) or knapsack.keeps(values, FAR)
 
     def ask(self, left_s: float = math.inf) -> Proposal | None:
         """The next plan; None when all that is worth it is done, or too little time is left.
@@ -376,7 +376,7 @@ class Staged:
         """
         front, more, best = self._expected(knapsack), knapsack.along, self._seen.best()
         slowest = math.inf if best is None or more else own_ratio(best)
-        fast, slow = self._seen.asked_between() if self.only != "solve" and not more else (0.0, math.inf)
+        fast, slow = self._seen.asked_between() if self.only != "solve" else (0.0, math.inf)
         low_s, high_s = knapsack.dense_s * fast, knapsack.dense_s * min(slow, slowest)
         left = [e for e in front if low_s <= e.seconds <= high_s and not self._seen.proposed(e.plan)]
         if not left:

@@ -322,10 +322,11 @@ def renewed(text: str, tables: Sequence[str]) -> str:
     """A text with tables in place of those of the same titles; it must have all of them."""
     for table in tables:
         title = table.partition("\n")[0]
-        before, found, after = text.partition(f"{title}\n\n|")
+        before, found, rest = text.partition(f"{title}\n\n|")
         if not found:
             raise SystemExit(f"the text has no table below {title}")
-        text = f"{before}{table}\n\n{after.partition(2 * chr(10))[2]}"
+        _old, _end, after = rest.partition("\n\n")
+        text = f"{before}{table}\n\n{after}"
     return text
 
 

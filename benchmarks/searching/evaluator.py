@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import shutil
+import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import common
 import numpy as np
+import threadpoolctl
 import torch
 from torch import nn
 
@@ -189,3 +194,15 @@ class Evaluator:
             made = quantize(model, plan, self.table, self.task.calibration())
             model = simulate(made.model, made.codes)
         return model.eval()
+
+
+@contextlib.contextmanager
+def opened(name: str, limit_s: float, trained: bool = False) -> Iterator[Evaluator]:
+    """An evaluator of a model of `common.load` on one thread, with an empty bank that is gone afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix=f"search-{name}-"))
+    try:
+        recorded = common.ROOT / "benchmarks" / "searching" / f"{name}.json"
+        with threadpoolctl.threadpool_limits(1):
+            yield Evaluator(common.load(name), recorded, folder, limit_s, trained)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -10,7 +10,6 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,16 +19,16 @@ from autocompress.budgets import Budgets
 from autocompress.objectives import USUAL
 from autocompress.pareto import nondominated
 from autocompress.plan import Plan
-from autocompress.records import Origin, Trial
+from autocompress.records import Origin
 from autocompress.rules import load_space
 from autocompress.searching.atoms import SingleLosses
 from autocompress.searching.controller import Controller, typical_seconds
 from autocompress.searching.knapsack import Knapsack
 from autocompress.searching.mixed import MARGIN
 from autocompress.searching.parts import parts_of
-from autocompress.searching.prepare import LOSS_SHARE, corners
+from autocompress.searching.prepare import LOSS_SHARE, corners, judge_of
 from autocompress.searching.probe import probe_rates
-from autocompress.searching.seen import Clock, Judge
+from autocompress.searching.seen import Clock
 from autocompress.searching.staged import Staged
 from autocompress.searching.work import work_model
 from autocompress.space import SearchSpace, Values, Variable, build_space
@@ -135,11 +134,6 @@ def uniform_levels(evaluator: Evaluator) -> list[Values]:
     return [dict(values) for values in {tuple(sorted(values.items())): None for values in found}]
 
 
-def keeps(budgets: Budgets, trial: Trial) -> bool:
-    """Whether a trial is as fast as is asked, whatever it loses."""
-    return budgets.min_speedup is None or trial.latency.ratio_best_dense_high * budgets.min_speedup <= 1
-
-
 def staged(evaluator: Evaluator, seed: int, budgets: Budgets = NOTHING_ASKED) -> float:
     """With what is asked, of speed-up and drop; by the contests nothing is."""
     dense_first(evaluator)
@@ -149,10 +143,7 @@ def staged(evaluator: Evaluator, seed: int, budgets: Budgets = NOTHING_ASKED) ->
     knapsack = knapsack_of(evaluator, single, budgets)
     prepared_s = evaluator.clock - begun_s
     objectives = replace(USUAL, allowed=budgets.max_drop)
-    judge = Judge(
-        evaluator.task.metric.maximize, partial(keeps, budgets), objectives, bool(space.steps),
-        fastest=not space.steps and budgets.asks_fastest,
-    )  # fmt: skip
+    judge = judge_of(budgets, objectives, evaluator.task.metric.maximize, bool(space.steps))
     best = SimpleNamespace(fastest_precision=fastest(evaluator))
     proposer = Staged(
         space, knapsack, controller(evaluator, "tpe", seed, evaluator.untrained), judge,

@@ -29,7 +29,7 @@ def space(make_space):
     return make_space(RULES).untrained()
 
 
-def refining(space, seen, values=(), made=None, seed=0, keeps=lambda _plan: True):
+def refining(space, seen, values=(), made=None, seed=0, keeps=lambda _values: True):
     """Refines around the candidates of `values`; whatever it makes is new, and kept in `made`."""
     made = [] if made is None else made
 
@@ -171,7 +171,7 @@ def test_variations_are_different_ones_and_no_more_than_asked_for(space, seen, m
 def test_what_the_program_believes_to_be_over_a_limit_is_no_variation(space, seen, make_trial):
     parent = {v.name: len(v.levels) // 2 for v in space.structure}
     seen.keep(make_trial(1, 0.3, 0.9, plan=space.decode(parent)))
-    found = list(refining(space, seen, [parent], keeps=lambda plan: plan.fingerprint < "8")._varied(10))
+    found = list(refining(space, seen, [parent], keeps=lambda own: space.decode(own).fingerprint < "8")._varied(10))
     assert found
     assert all(space.decode(child).fingerprint < "8" for child in found)
 
