@@ -18,7 +18,7 @@ from autocompress.hardware import HardwareProfile, load_profile
 from autocompress.layers import LayerTable
 from autocompress.measure.dense import AnyBench, find_best_dense
 from autocompress.measure.latency import Bench, Setting
-from autocompress.records import Latency, Tier, Trial, read_answer, write_json
+from autocompress.records import Latency, Tier, Trial, aside, read_answer, write_json
 from autocompress.run import Run
 from autocompress.runtimes import RUNTIMES
 
@@ -91,7 +91,7 @@ def measure_front(
     try:
         settings = find_best_dense(bench)
         bench.best_dense = Setting(settings[0].runtime, settings[0].threads, profile.device)
-        say(f"fastest dense fp32: {bench.best_dense}, {settings[0].latency_s * 1e3:.3g} ms")
+        say(f"fastest dense fp32: {bench.best_dense}, {settings[0].latency_s * 1e3:.3g} ms{aside(profile.source)}")
         found = Elsewhere(name, profile.model_dump(mode="json"), here, str(bench.best_dense), known)
         for trial in to_time(front):
             if not _timed(known.get(trial.fingerprint), tier):

@@ -202,6 +202,11 @@ class HardwareProfile(_Strict):
     table: Path | None = Field(None, validate_default=True)
     chip: Chip | None = Field(None, validate_default=True)
 
+    @property
+    def source(self) -> Literal["measured", "recorded", "predicted"]:
+        """What its latencies are, as each of them says of itself."""
+        return "predicted" if self.latencies == "analytic" else self.latencies
+
     @model_validator(mode="before")
     @classmethod
     def _claimed(cls, data: Any) -> Any:

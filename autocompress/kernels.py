@@ -24,7 +24,7 @@ from autocompress.hardware import HardwareProfile
 from autocompress.measure.queries import read_queries, write_queries
 from autocompress.pipeline import build_into
 from autocompress.plan import PRECISIONS, LayerPlan, Plan, Precision, Quantize
-from autocompress.records import Source
+from autocompress.records import Source, aside
 from autocompress.runtimes import kernels, model_file
 from autocompress.survey import survey
 from autocompress.tasks.task import Examples, Task
@@ -57,7 +57,7 @@ class KernelFact:
         rows: of the input to a linear: batch times tokens; images to a convolution.
         precision: of all layers.
         ratio, low, high: latency to that of fp32, with its 95 % interval; None where it does not run.
-        source: "measured", or "predicted" by an analytic profile.
+        source: of the ratio; "predicted" by an analytic profile.
         computed_in: number formats that the runtime says it multiplied in, to how many of the products.
         kept: whether it is not slower than the next heavier precision that is kept.
         why: it is not, or it does not run.
@@ -81,7 +81,7 @@ class KernelFact:
 
     def words(self) -> str:
         """One line."""
-        found = f"{self.ratio:.2f} of fp32" if self.ratio is not None else "does not run"
+        found = f"{self.ratio:.2f} of fp32{aside(self.source)}" if self.ratio is not None else "does not run"
         return f"{self.kind} {self.width}, {self.rows} rows, {self.precision}: {found}"
 
 
@@ -187,7 +187,7 @@ def _fact(
 ) -> KernelFact:
     kind, width, rows = where
     profile = shop.profile
-    source: Source = "measured" if profile.latencies == "measured" else "predicted"
+    source: Source = profile.source
     try:
         path = shop.root / build_into(shop.root / precision, plan, shop, keep_weights=False).artifact.path
         latency = shop.bench.measure(path)

@@ -199,7 +199,7 @@ def open_loop(order: Order, shop: Workshop, runner: Runner, limits: Limits, watc
     # as the run began: a study's space must not move
     by_size = bool(Run(root).experiment["resolved"].get("by_size", order.objectives.more))
     loop.probe = _probe(shop, order.space, watcher, by_size)
-    check_reachable(loop.probe, order.budgets)
+    check_reachable(loop.probe, order.budgets, shop.profile.source)
     if not loop.trials:
         check_size_reachable(loop.probe, shop, order.space, order.budgets)
     loop.references = references(order.space, loop.probe)

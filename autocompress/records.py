@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from autocompress.errors import AutocompressError, RunMismatchError, StorageError
 from autocompress.plan import Plan, plan_from_json
 
-State = Literal["DONE", "INFEASIBLE", "FAILED", "STOPPED"]
+State = Literal["DONE", "INFEASIBLE", "FAILED"]
 Origin = Literal[
     "dense", "uniform-int8", "warm-start", "uniform", "seed", "sampled", "solved", "refined", "tuned", "recovered"
 ]
-Source = Literal["measured", "signature", "recorded", "predicted"]
+Source = Literal["measured", "recorded", "predicted"]
 Tier = Literal["table", "search", "report", "full"]
 
 #: Part of the validation split: the search chooses by one, the front is chosen by the other at the end.
@@ -136,7 +136,7 @@ class Trial:
         rung: grade of the evaluation: 0 without recovery; of a staged search, then by the steps of it.
         origin: who proposed it.
         state: "DONE" (measured and within the budgets), "INFEASIBLE" (measured, over a budget),
-            "FAILED" (`error` says why), "STOPPED" (interrupted).
+            "FAILED" (`error` says why).
         quality: the task's metric on the artefact, select part of validation (all of it in old runs).
         quality_stderr: its standard error, where the metric is a mean over samples.
         quality_confirm, quality_confirm_stderr: the same on the confirm part; None in old runs.
@@ -207,6 +207,11 @@ class Trial:
         data["artifact"] = asdict(self.artifact) if self.artifact else None
         data["seconds"] = dict(self.seconds)
         return data
+
+
+def aside(source: Source) -> str:
+    """What is said beside a latency in running text: nothing where it was measured, else what it is."""
+    return "" if source == "measured" else f", {source}"
 
 
 def latency_from_json(data: Mapping[str, Any]) -> Latency:

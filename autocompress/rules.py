@@ -200,7 +200,7 @@ class Bounds(_Strict):
 
 
 class DistillDefault(_Strict):
-    """Where seeds start; the learning rate is replaced by the probe's."""
+    """Where recoveries start; in `joint` with the learning rate that the probe tried best."""
 
     soft_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
     temperature: Annotated[float, Field(gt=0)] = 2.0

@@ -11,7 +11,7 @@ figures. The table belongs to the evaluator: staged reads from it what all may r
 precision on all layers.
 
 The clock is processor time of one thread, everything counted but the evaluator's own start: bank, losses of single
-choices, programs, learning rates, samplers, journals. NSGA-II and multivariate TPE run as long as `TASKS` says, every
+choices, programs, samplers, journals. NSGA-II and multivariate TPE run as long as `TASKS` says, every
 other method as long as staged. The hypervolume is that of (ln latency ratio, quality) up to a reference point that is
 fixed beforehand: 1.05 × the dense latency, and the dense error doubled, or 10 points more where that is further. The
 best of many candidates are lucky on the samples that chose them: so the last front is graded once more, after all is

@@ -96,9 +96,11 @@ def test_a_chip_that_is_not_here_is_predicted_and_says_so(run: Run) -> None:
     path = run.folder / "chip.yaml"
     data = chip.model_dump(mode="json", exclude_none=True)
     path.write_text(json.dumps({**data, "workload": {k: v for k, v in workload.items() if v is not None}}))
-    found = measure_front(run, path)
+    said: list[str] = []
+    found = measure_front(run, path, say=said.append)
     assert found.latencies
     assert {latency.source for latency in found.latencies.values()} == {"predicted"}
+    assert next(line for line in said if line.startswith("fastest dense fp32")).endswith(" ms, predicted")
     run.report()
     assert "On other devices" in (run.folder / "report.html").read_text()
 

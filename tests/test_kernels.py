@@ -43,6 +43,7 @@ def test_a_chip_that_is_not_here_is_predicted() -> None:
     facts = probe_kernels(load_profile("a100"), [256])
     assert {fact.source for fact in facts} == {"predicted"}
     assert all(fact.computed_in == {} for fact in facts)
+    assert all(fact.words().endswith(" of fp32, predicted") for fact in facts)
 
 
 def test_a_precision_that_does_not_run_is_told_and_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

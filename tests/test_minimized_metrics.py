@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -18,7 +19,7 @@ from autocompress.report.figures import front_info
 from autocompress.report.view import RunView
 from autocompress.run import make_budgets
 from autocompress.searching.loop import Loop
-from autocompress.searching.status import Status
+from autocompress.searching.status import Status, best_words
 from autocompress.tasks.task import Metric
 from tests.conftest import MakeTrial
 
@@ -120,6 +121,12 @@ def test_the_status_names_the_best_so_far(trials: tuple[Trial, ...], budgets: Bu
     loop = Loop(shop, None, budgets, list(trials), 60.0, 0.0, watcher, lambda _front: None)  # type: ignore[arg-type]
     loop.announce("search")
     assert watcher.last.best == best
+
+
+def test_the_status_says_what_was_not_measured(trials: tuple[Trial, ...]) -> None:
+    there = [t.replace(latency=replace(t.latency, source="recorded")) for t in trials if t.latency]
+    told = best_words(Front(tuple(there), False), make_budgets(), PERPLEXITY)
+    assert told == "1.25x at perplexity 20.1, recorded"
 
 
 @pytest.fixture

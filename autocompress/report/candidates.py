@@ -20,7 +20,6 @@ STATES: Mapping[str, str] = {
     "DONE": "in budget",
     "INFEASIBLE": "over budget",
     "FAILED": "failed",
-    "STOPPED": "stopped",
 }
 ORIGINS: Mapping[str, str] = {
     "dense": "dense",

@@ -208,7 +208,8 @@ class Headline:
 def headline(view: RunView) -> Headline:
     """What answers the budgets; else the fastest front point that loses at most 1 point on validation.
 
-    Where there is no such point, what stands in its way.
+    With the faster one that it is tied with, if any: which side of a point that falls on is chance. Where there is no
+    such point, what stands in its way.
     """
     answers = [i for i in front_indices(view) if view.trials[i].fingerprint == view.answer]
     if answers and view.trials[answers[0]].origin != "dense":
@@ -242,6 +243,11 @@ def _result(view: RunView, index: int) -> Headline:
         detail += " The interval includes 1×: not shown to be faster."
     if trial.latency and trial.latency.source != "measured":
         detail += f" Its latency is {trial.latency.source}, not measured from its own file."
+    faster = next((t for t in view.trials if t.fingerprint in view.ties.get(trial.fingerprint, ())), None)
+    if faster is not None and faster.latency is not None:
+        speed = times(speed_up(faster.latency.ratio_best_dense))
+        lost = change(view, view.quality_of(faster), view.quality_dense)
+        detail += f" Candidate {faster.number}, {speed} and {lost}, is tied with it: what lies between is noise."
     title = _result_words(view, trial)
     return Headline(index, title[0].upper() + title[1:], detail, True)
 

@@ -67,7 +67,7 @@ class Proposal:
         number: of the Optuna trial.
         plan: decoded.
         origin: who proposed it.
-        rung: grade of the evaluation: 0 without recovery, then by the steps of it.
+        rung: grade of the evaluation: 0 without recovery; of a staged search, then by the steps of it.
     """
 
     number: int

@@ -51,7 +51,7 @@ def make_solver(
         shop: of the run.
         space: whose rules say `strategy: solve`.
         probe: of the run.
-        budgets: asked by the user; what they say of latency limits the program.
+        budgets: asked by the user; what they say of latency and size limits the program.
         trials: finished evaluations.
         left_s: wall-clock that is left of the search.
         say: is told which layers are the most sensitive.

@@ -53,7 +53,8 @@ def make_staged(
         shop: of the run.
         space: with its recovery.
         probe: of the run.
-        budgets: asked by the user; what they say of latency limits the program.
+        budgets: asked by the user; what they say of latency, size and memory limits the program, and all of them say
+            which trials are looked at.
         trials: finished evaluations.
         controller: of what refinements draw from `space.untrained()`.
         clock: of the search.

@@ -20,7 +20,7 @@ from autocompress.measure.latency import Setting
 from autocompress.pipeline import build
 from autocompress.plan import PRECISIONS, Cofi, Distill, Plan, Precision, Prune
 from autocompress.plan.check import removed_layers
-from autocompress.records import Latency, write_json
+from autocompress.records import Latency, Source, aside, write_json
 from autocompress.runtimes import model_file
 from autocompress.space import SearchSpace
 from autocompress.workshop import Workshop
@@ -97,7 +97,7 @@ class Probe:
 
     @property
     def fastest_precision(self) -> Precision:
-        """The kept integer precision with the least latency; fp32 when there is none."""
+        """The kept precision below fp32 with the least latency, which may be slow where bytes count; fp32 for none."""
         kept = [f for f in self.precisions if f.kept and f.ratio is not None]
         return min(kept, key=lambda f: f.ratio or 1.0).precision if kept else "fp32"
 
@@ -135,7 +135,7 @@ def run_probe(
     """
     dense = find_best_dense(shop.bench)
     shop.bench.best_dense = Setting(dense[0].runtime, dense[0].threads, shop.profile.device)
-    how = _how(shop)
+    how = aside(shop.profile.source)
     for item in dense:
         say(f"dense fp32, {Setting(item.runtime, item.threads)}: {item.latency_s * 1e3:.3g} ms{how}")
     precisions = probe_precisions(shop, space, say, by_size)
@@ -158,12 +158,6 @@ def run_probe(
         f"{1 / latency.ratio_best_dense:.3g}x) to {profile_dense.latency_s * 1e3:.3g} ms (dense){how}"
     )
     return probe
-
-
-def _how(shop: Workshop) -> str:
-    """What is said beside a latency that is not measured."""
-    source = shop.profile.latencies
-    return "" if source == "measured" else ", predicted" if source == "analytic" else f", {source}"
 
 
 def _smallest(shop: Workshop, space: SearchSpace, precisions: tuple[PrecisionFact, ...]) -> Iterator[Latency]:
@@ -244,7 +238,7 @@ def _file_bytes(plan: Plan, shop: Workshop) -> int:
 def probe_precisions(
     shop: Workshop, space: SearchSpace, say: Callable[[str], None], by_size: bool = False
 ) -> tuple[PrecisionFact, ...]:
-    """Each integer precision of the space on every layer that has it; one slower than the next heavier is dropped.
+    """Each precision below fp32 of the space on every layer that has it; one slower than the next heavier is dropped.
 
     Where bytes count, it is kept all the same.
     """
@@ -271,7 +265,7 @@ def probe_precisions(
         why = "" if pays else f"slower than {heavier} ({latency.ratio:.2f} against {heavier_ratio:.2f} of dense)"
         why += ", kept since bytes count" if why and by_size else ""
         said = "" if pays else f", {why}" if by_size else f", dropped: {why}"
-        say(f"{precision}: {latency.ratio:.2f} of dense{_how(shop)}{said}")
+        say(f"{precision}: {latency.ratio:.2f} of dense{aside(shop.profile.source)}{said}")
         kept = pays or by_size
         facts.append(PrecisionFact(precision, latency.ratio, latency.ratio_low, latency.ratio_high, kept, why))
         if pays:
@@ -311,16 +305,22 @@ def probe_rates(shop: Workshop, space: SearchSpace) -> tuple[RateFact, ...]:
     return tuple(facts)
 
 
-def check_reachable(probe: Probe, budgets: Budgets) -> None:
+def check_reachable(probe: Probe, budgets: Budgets, source: Source = "measured") -> None:
     """Refuse a budget that not even the smallest candidate reaches.
+
+    Args:
+        probe: of the run.
+        budgets: asked by the user.
+        source: of the probe's latencies.
 
     Raises:
         BudgetError: names the reachable range.
     """
+    low, high = (f"{seconds * 1e3:.3g} ms" for seconds in (probe.smallest_latency_s, probe.dense_latency_s))
     reach = (
-        f"reachable here: {probe.smallest_latency_s * 1e3:.3g} ms to {probe.dense_latency_s * 1e3:.3g} ms, "
-        f"a speed-up of up to {1 / probe.smallest_ratio_best_dense:.3g}x over the fastest dense fp32 "
-        f"({probe.best_dense}); the lower end is the smallest candidate of the space, untrained"
+        f"reachable here{aside(source)}: {low} to {high}, a speed-up of up to "
+        f"{1 / probe.smallest_ratio_best_dense:.3g}x over the fastest dense fp32 ({probe.best_dense}); the lower end "
+        "is the smallest candidate of the space, untrained"
     )
     if budgets.max_latency_s is not None and budgets.max_latency_s < REACH * probe.smallest_latency_s:
         raise BudgetError(

@@ -15,7 +15,7 @@ from typing import Any
 
 from autocompress.layers import Layer, LayerTable
 from autocompress.plan import PRECISIONS, LayerPlan, Precision
-from autocompress.records import write_json
+from autocompress.records import aside, write_json
 from autocompress.searching.costs import LayerClass, classes_of, measured_class
 from autocompress.searching.probe import Probe, only_in
 from autocompress.space import SearchSpace
@@ -93,7 +93,7 @@ def probe_shapes(
     write_json(path, [asdict(fact) for fact in facts])
     for fact in facts:
         if not fact.kept:
-            say(fact.words())
+            say(fact.words() + aside(shop.profile.source))
     if timed:
         say(f"layer shapes timed in each precision: {timed} of {len(shapes)}")
     return tuple(facts)

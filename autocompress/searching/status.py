@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from autocompress.budgets import Budgets
 from autocompress.drop import Drop
 from autocompress.front import Front
-from autocompress.records import Trial
+from autocompress.records import Trial, aside
 
 if TYPE_CHECKING:
     from autocompress.tasks.task import Metric
@@ -76,7 +76,8 @@ def best_words(front: Front, budgets: Budgets, metric: Metric) -> str:
     within = [t for t in points if by_speed is False or (front.drop(t) or 0.0) <= limit]
     best = within[0] if by_speed and within else max(points, key=lambda trial: _goodness(trial, metric))
     assert best.latency is not None
-    return f"{1 / best.latency.ratio_best_dense:.2f}x at {metric.name} {best.quality:.4g}"
+    speed_up = 1 / best.latency.ratio_best_dense
+    return f"{speed_up:.2f}x at {metric.name} {best.quality:.4g}{aside(best.latency.source)}"
 
 
 def _goodness(trial: Trial, metric: Metric) -> float:

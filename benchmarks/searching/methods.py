@@ -1,7 +1,7 @@
 """The searches: each runs an evaluator until the time is over, and gives its seconds of preparation.
 
-Preparation is what staged, and whoever uses its program, does once before the first proposal: the bank's part in it,
-the losses of single choices, the learning rates of recovery.
+Preparation is what staged, and whoever uses its program, does once before the first proposal: the bank's part in it and
+the losses of single choices. Learning rates belong to the search: the probe of a staged one tries none.
 """
 
 from __future__ import annotations
@@ -13,25 +13,23 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
-from searching.evaluator import LOSS_SAMPLES, SPACE, Evaluator, Spent
+from searching.evaluator import LOSS_SAMPLES, Evaluator, Spent
 
 from autocompress.budgets import Budgets
 from autocompress.objectives import USUAL
 from autocompress.pareto import nondominated
 from autocompress.plan import Plan
 from autocompress.records import Origin
-from autocompress.rules import load_space
 from autocompress.searching.atoms import SingleLosses
 from autocompress.searching.controller import Controller, typical_seconds
 from autocompress.searching.knapsack import Knapsack
 from autocompress.searching.mixed import MARGIN
 from autocompress.searching.parts import parts_of
 from autocompress.searching.prepare import LOSS_SHARE, corners, judge_of
-from autocompress.searching.probe import probe_rates
 from autocompress.searching.seen import Clock
 from autocompress.searching.staged import Staged
 from autocompress.searching.work import work_model
-from autocompress.space import SearchSpace, Values, Variable, build_space
+from autocompress.space import Values, Variable
 
 #: What the probe finds of each precision, on all layers; every method may know it.
 PRECISIONS = ("int8-dynamic", "int8", "int4-weights")
@@ -105,14 +103,6 @@ def knapsack_of(evaluator: Evaluator, single: SingleLosses | None = None, budget
     return Knapsack(space, parts_of(space), atoms, work, limits, evaluator.dense_s)
 
 
-def with_probed_rate(evaluator: Evaluator) -> SearchSpace:
-    """The space whose recoveries start at the learning rate that the probe of a search finds."""
-    space = evaluator.space
-    tried = [fact for fact in probe_rates(evaluator, space) if fact.learning_rate > 0]
-    best = min(tried, key=lambda fact: fact.divergence).learning_rate
-    return build_space(load_space(SPACE), evaluator.table, evaluator.profile, learning_rate=best)
-
-
 def depths(evaluator: Evaluator) -> list[tuple[str, ...]]:
     """Blocks that uniform levels remove: none, the last half, every second one."""
     blocks = evaluator.table.blocks
@@ -138,15 +128,14 @@ def staged(evaluator: Evaluator, seed: int, budgets: Budgets = NOTHING_ASKED) ->
     """With what is asked, of speed-up and drop; by the contests nothing is."""
     dense_first(evaluator)
     begun_s = evaluator.clock
-    space = with_probed_rate(evaluator) if evaluator.trained else evaluator.space
     single = single_losses(evaluator)
     knapsack = knapsack_of(evaluator, single, budgets)
     prepared_s = evaluator.clock - begun_s
     objectives = replace(USUAL, allowed=budgets.max_drop)
-    judge = judge_of(budgets, objectives, evaluator.task.metric.maximize, bool(space.steps))
+    judge = judge_of(budgets, objectives, evaluator.task.metric.maximize, bool(evaluator.space.steps))
     best = SimpleNamespace(fastest_precision=fastest(evaluator))
     proposer = Staged(
-        space, knapsack, controller(evaluator, "tpe", seed, evaluator.untrained), judge,
+        evaluator.space, knapsack, controller(evaluator, "tpe", seed, evaluator.untrained), judge,
         Clock(lambda: evaluator.clock, 0.0, evaluator.limit_s),
         corners=list(corners(evaluator.untrained, best)), seed=seed, trials=tuple(evaluator.trials),
         look=single.look,

@@ -107,7 +107,7 @@ def make_vit_view() -> RunView:
     nothing = {"latency": None, "quality": None, "quality_stderr": None, "artifact": None}
     reason = "export: the artefact differs from the torch model by 0.31 of its largest output"
     trials[13] = trials[13].replace(state="FAILED", error=reason, seconds={"compress": 0.4, "recover": 3.0}, **nothing)
-    trials[18] = trials[18].replace(state="STOPPED", error="interrupted", seconds={"compress": 0.4}, **nothing)
+    trials[18] = trials[18].replace(state="FAILED", error="interrupted", seconds={"compress": 0.4}, **nothing)
     front, best = [], 0.0
     for one in sorted(
         (t for t in trials if t.measured and t.state == "DONE"), key=lambda t: t.latency.ratio_best_dense

@@ -159,6 +159,16 @@ def test_headline_is_the_fastest_front_point_within_one_point(tiny_view: RunView
     )
 
 
+def test_headline_names_the_faster_model_that_it_is_tied_with(tiny_view: RunView) -> None:
+    """Oracle: by hand; the faster one of the tiny front is 4x as fast as dense, and 5 points worse."""
+    fast, slow = tiny_view.front
+    tied = words.headline(dataclasses.replace(tiny_view, ties={slow: (fast,)}))
+    assert (tied.index, tied.title) == (1, words.headline(tiny_view).title)
+    assert tied.detail == words.headline(tiny_view).detail + (
+        " Candidate 4, 4.00× and −5.0 points, is tied with it: what lies between is noise."
+    )
+
+
 def test_headline_admits_that_no_front_point_keeps_quality(tiny_view: RunView) -> None:
     head = words.headline(dataclasses.replace(tiny_view, front=tiny_view.front[:1]))
     assert (head.index, head.good) == (4, False)

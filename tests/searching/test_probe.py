@@ -84,6 +84,11 @@ def test_unreachable_budgets_name_the_range(budgets: Budgets, message: str) -> N
         check_reachable(PROBE, budgets)
 
 
+def test_a_range_that_was_not_measured_says_so() -> None:
+    with pytest.raises(BudgetError, match="reachable here, predicted: 1 ms to 10 ms"):
+        check_reachable(PROBE, Budgets(max_latency_s=0.0001), "predicted")
+
+
 @pytest.mark.parametrize("by_size", [False, True])
 def test_slow_precisions_are_kept_where_bytes_count(
     make_space: MakeSpace, monkeypatch: pytest.MonkeyPatch, by_size: bool
@@ -96,7 +101,7 @@ def test_slow_precisions_are_kept_where_bytes_count(
         ratio=ratios[path.name], ratio_low=ratios[path.name] - 0.01, ratio_high=ratios[path.name] + 0.01
     )
     space = make_space({"layers": [{"match": "net.*", "precision": ["fp32", "int8", "int4-weights"]}]})
-    profile = SimpleNamespace(runtime="onnxruntime", host_device="cpu", latencies="measured")
+    profile = SimpleNamespace(runtime="onnxruntime", host_device="cpu", source="measured")
     shop = SimpleNamespace(root=Path("run"), bench=SimpleNamespace(measure=timed), profile=profile)
     said: list[str] = []
     facts = module.probe_precisions(shop, space, said.append, by_size)

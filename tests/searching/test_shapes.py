@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from autocompress.searching import shapes
@@ -26,8 +28,8 @@ RULES = {"layers": [{"kind": "linear", "precision": ["fp32", *KEPT, "int4-weight
 
 
 class Shop:
-    def __init__(self, table):
-        self.table = table
+    def __init__(self, table, source):
+        self.table, self.profile = table, SimpleNamespace(source=source)
 
 
 @pytest.fixture
@@ -46,8 +48,9 @@ def timed(monkeypatch):
     return done
 
 
-def probed(space, path, limit_s=100.0, said=None):
-    return probe_shapes(Shop(space.table), space, PROBE, path, limit_s, (said if said is not None else []).append)
+def probed(space, path, limit_s=100.0, said=None, source="measured"):
+    shop = Shop(space.table, source)
+    return probe_shapes(shop, space, PROBE, path, limit_s, (said if said is not None else []).append)
 
 
 def test_a_precision_goes_from_the_shapes_where_the_next_heavier_one_is_faster(make_space, timed, tmp_path):
@@ -62,6 +65,12 @@ def test_a_precision_goes_from_the_shapes_where_the_next_heavier_one_is_faster(m
     }
     wide = next(line for line in said if "16×8" in line)
     assert wide == "int8 on 2 layers of 16×8: 0.95 of dense, dropped there: slower than int8-dynamic (0.95 against 0.9)"
+
+
+def test_what_was_not_measured_says_so(make_space, timed, tmp_path):
+    said = []
+    probed(make_space(RULES), tmp_path / "kernels.json", said=said, source="predicted")
+    assert next(line for line in said if "16×8" in line).endswith("(0.95 against 0.9), predicted")
 
 
 def test_one_level_then_means_what_each_layer_still_has(make_space, timed, tmp_path):
