@@ -32,7 +32,7 @@ class Climb:
         space: the whole space, recovery included.
         seen: of the search.
         seed: of all that is drawn.
-        begin: called before each anchor and each rung.
+        begin: called before settings are tuned, and before each rung.
     """
 
     def __init__(self, space: SearchSpace, seen: Seen, seed: int = 0, begin: Callable[[], None] = lambda: None) -> None:
@@ -63,19 +63,22 @@ class Climb:
             yield from self.climb(rung, steps, in_time, wider)
 
     def _tuned(self, rung: tuple[int, int], clock: Clock, wider: int) -> Iterator[Proposal]:
-        """Recover the anchors with different settings, as long as it pays; more settings where there is more time."""
+        """Recover the anchors in turn with different settings, as long as it pays; more where there is more time."""
         number, steps = rung
         anchors, share = self._anchors(), 1.0 if wider else TUNED_SHARE
         least, most = (TUNED_LEAST, TUNED_MOST * (1 + wider)) if self.space.recovery else (1, 1)
-        for place, anchor in enumerate(anchors):
-            self._begin()
-            for tried in range(len(self._tried(anchor)), most):
-                enough = tried >= least or place > 0
-                if not self.time_for(number) or (enough and not _in_time(clock, share * (place + 1) / len(anchors))):
-                    break
-                proposal = self._recovery(anchor, self._settings(anchor, tried), steps, number, "tuned")
-                if proposal is not None:
-                    yield proposal
+        self._begin()
+        turns = [(t, place) for place, anchor in enumerate(anchors) for t in range(len(self._tried(anchor)), most)]
+        for tried, place in sorted(turns):
+            if not self.time_for(number):
+                return
+            enough = tried >= least or place > 0
+            if enough and not _in_time(clock, share):
+                continue
+            anchor = anchors[place]
+            proposal = self._recovery(anchor, self._settings(anchor, tried), steps, number, "tuned")
+            if proposal is not None:
+                yield proposal
 
     def _anchors(self) -> list[Trial]:
         """Structures at which settings are tuned: a light and a middle one that lose least for their latency.

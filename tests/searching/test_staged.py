@@ -506,7 +506,7 @@ def test_a_space_that_is_used_up_ends(world, journal):
 
 
 def test_a_stagnating_stage_hands_over_and_the_last_one_ends_the_search(world, journal):
-    """By hand: five of each stage, anchor and rung at most, and in the end five more of whatever stage."""
+    """By hand: five of each stage, of tuning and of each rung at most, and in the end five more of whatever stage."""
     made = world()
     made.stages = Stages(patience=5)  # of a hypervolume that never grows
     staged = made.staged(journal)
@@ -599,6 +599,7 @@ def test_settings_are_tuned_at_anchors_and_shared_with_the_nearest(world, journa
     for trial in tuned:
         anchors.setdefault(structure(trial.plan), []).append(trial)
     assert len(anchors) == 2
+    assert [structure(t.plan) for t in tuned[: 2 * TUNED_LEAST]] == list(anchors) * TUNED_LEAST, "in turn"
     default = 3e-4
     for alike in anchors.values():
         assert len(alike) >= TUNED_LEAST
@@ -864,9 +865,9 @@ def test_a_middle_rung_has_its_own_share_of_the_time(world, journal):
     names = [plan for plan in made.every if plan != Plan()]
     for number in np.random.default_rng(0).choice(len(names), 14, replace=False):
         made.trial(Proposal(-1, names[number], "sampled"))
-    staged = made.staged(journal, made.now + 250.0)
+    staged = made.staged(journal, made.now + 300.0)
     staged.only = "recover"
-    trials = made.follow(staged, made.now + 250.0)
+    trials = made.follow(staged, made.now + 300.0)
     rungs = [sum(trial.rung == rung for trial in trials) for rung in (1, 2, 3)]
     assert rungs[0] > rungs[1] > 0
     assert rungs[2] > 0
