@@ -15,13 +15,13 @@ from autocompress.searching.rungs import ETA, Recovered, audits_of, most_gained,
 from autocompress.searching.seen import NO_PROPOSAL, Clock, Seen, ratio_of, structure_of
 from autocompress.space import SearchSpace, Values
 
-#: Share of the recovery's time in which its settings are tuned; candidates at an anchor at least and at most.
-TUNED_SHARE, TUNED_LEAST, TUNED_MOST = 0.3, 3, 15
+#: Settings that are tried at an anchor before other structures are recovered with the best of them, and at most.
+TUNED_LEAST, TUNED_MOST = 3, 15
 
 #: Learning rates that are tried before anything is modelled: the space's own, and that moved by shares of its interval.
 RATES = (0.0, 0.25, -0.25)
 
-#: Share of the recovery's time by which the first rung is done, where there are more; the others divide the rest.
+#: Share of the recovery's time by which tuning ends, and the first rung where there are more; these divide the rest.
 FIRST_RUNG_SHARE = 0.6
 
 
@@ -43,7 +43,7 @@ class Climb:
         self._tuner = Tuner(space.recovery, seed)
 
     def proposals(self, tune: bool = True, wider: int = 0) -> Iterator[Proposal | None]:
-        """Rung by rung, within the time that is left; at the first rung, the settings of the recoveries are tuned.
+        """Rung by rung, within the time that is left; on the first, tuning and recovering other structures take turns.
 
         Args:
             tune: whether settings are tried at the anchors.
@@ -53,27 +53,28 @@ class Climb:
         clock = self._seen.time_left()
         rungs = list(enumerate(self.space.steps, start=1))
         if tune:
-            yield from self._tuned(rungs[0], clock, wider)
+            self._begin()
+            yield from self._tuned(rungs[0], clock, TUNED_LEAST)
         for place, (rung, steps) in enumerate(rungs):
             yield from self._seen.settled()
             above = place / (len(rungs) - 1) if len(rungs) > 1 else 1.0
             share = FIRST_RUNG_SHARE + (1 - FIRST_RUNG_SHARE) * above
             self._begin()
-            in_time = functools.partial(_in_time, clock, share)
-            yield from self.climb(rung, steps, in_time, wider)
+            climbed = self.climb(rung, steps, functools.partial(_in_time, clock, share), wider)
+            if tune and place == 0:
+                climbed = _in_turn(self._tuned(rungs[0], clock, TUNED_MOST * (1 + wider)), climbed)
+            yield from climbed
 
-    def _tuned(self, rung: tuple[int, int], clock: Clock, wider: int) -> Iterator[Proposal]:
-        """Recover the anchors in turn with different settings, as long as it pays; more where there is more time."""
+    def _tuned(self, rung: tuple[int, int], clock: Clock, most: int) -> Iterator[Proposal]:
+        """Recover the anchors in turn, with at most so many different settings each, as long as it pays."""
         number, steps = rung
-        anchors, share = self._anchors(), 1.0 if wider else TUNED_SHARE
-        least, most = (TUNED_LEAST, TUNED_MOST * (1 + wider)) if self.space.recovery else (1, 1)
-        self._begin()
+        anchors, most = self._anchors(), most if self.space.recovery else 1
         turns = [(t, place) for place, anchor in enumerate(anchors) for t in range(len(self._tried(anchor)), most)]
         for tried, place in sorted(turns):
             if not self.time_for(number):
                 return
-            enough = tried >= least or place > 0
-            if enough and not _in_time(clock, share):
+            enough = tried >= TUNED_LEAST or place > 0
+            if enough and not _in_time(clock, FIRST_RUNG_SHARE):
                 continue
             anchor = anchors[place]
             proposal = self._recovery(anchor, self._settings(anchor, tried), steps, number, "tuned")
@@ -259,6 +260,18 @@ class Climb:
         steps = self.space.steps
         more = steps[rung - 1] / steps[rung - 2] if rung > 1 else 1.0
         return self._seen.left_s >= more * typical_seconds(lower)
+
+
+def _in_turn(*several: Iterator[Proposal]) -> Iterator[Proposal]:
+    """One of each, until all are at their end."""
+    left = list(several)
+    while left:
+        for one in list(left):
+            proposal = next(one, None)
+            if proposal is None:
+                left.remove(one)
+            else:
+                yield proposal
 
 
 def _in_time(clock: Clock, share: float) -> bool:

@@ -1,8 +1,8 @@
 """`strategy: staged`: what is cheap to know decides what is worth training.
 
 Without recovery first: the front that an integer program expects, in turn with uniform levels, then refinements of what
-was measured. Then recovery: its settings are tuned at anchors and shared, the candidates that promise most are
-recovered for few steps, and the best of these for more. While there is time, both go on in turn.
+was measured. Then recovery: its settings are tuned at anchors and shared; in turn with that, the candidates that
+promise most are recovered for few steps, then the best of these for more. While there is time, both go on.
 """
 
 from __future__ import annotations
