@@ -18,7 +18,7 @@ from rich.text import Text
 from autocompress.elsewhere import Elsewhere
 from autocompress.found import TRUSTED, Audit, Found
 from autocompress.front import Front
-from autocompress.records import Latency, Trial
+from autocompress.records import Latency, Trial, aside
 from autocompress.report.importances import ImportancesInfo, importances_info
 from autocompress.report.stages import stages_info
 from autocompress.report.survivors import SurvivorsInfo
@@ -314,9 +314,8 @@ def compressed_table(result: Compressed) -> Table:
 
 def _latency_rows(latency: Latency) -> Iterator[tuple[str, str, str]]:
     """What, dense, compressed."""
-    source = "" if latency.source == "measured" else f", {latency.source}"
     dense = latency.latency_s / latency.ratio
-    yield f"latency{source}", f"{dense * 1e3:.3g} ms", f"{latency.latency_s * 1e3:.3g} ms"
+    yield f"latency{aside(latency.source)}", f"{dense * 1e3:.3g} ms", f"{latency.latency_s * 1e3:.3g} ms"
     if latency.first_token_s is not None and latency.per_token_s is not None:
         yield "  first token", "", f"{latency.first_token_s * 1e3:.3g} ms"
         yield "  each token after it", "", f"{latency.per_token_s * 1e3:.3g} ms"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from autocompress.objectives import Objective
 from autocompress.plan import describe
-from autocompress.records import Latency, Trial
+from autocompress.records import Latency, Trial, aside
 from autocompress.report.view import RunView
 
 MISSING = "–"
@@ -243,11 +243,14 @@ def _result(view: RunView, index: int) -> Headline:
         detail += " The interval includes 1×: not shown to be faster."
     if trial.latency and trial.latency.source != "measured":
         detail += f" Its latency is {trial.latency.source}, not measured from its own file."
-    faster = next((t for t in view.trials if t.fingerprint in view.ties.get(trial.fingerprint, ())), None)
-    if faster is not None and faster.latency is not None:
-        speed = times(speed_up(faster.latency.ratio_best_dense))
-        lost = change(view, view.quality_of(faster), view.quality_dense)
-        detail += f" Candidate {faster.number}, {speed} and {lost}, is tied with it: what lies between is noise."
+    tied = view.ties.get(trial.fingerprint, ())
+    for faster in (view.trials[i] for i in front_indices(view) if view.trials[i].fingerprint in tied):
+        if faster.latency:
+            speed, mark = times(speed_up(faster.latency.ratio_best_dense)), aside(faster.latency.source)
+            lost = change(view, view.quality_of(faster), view.quality_dense)
+            detail += (
+                f" Candidate {faster.number}, {speed} and {lost}{mark}, is tied with it: what lies between is noise."
+            )
     title = _result_words(view, trial)
     return Headline(index, title[0].upper() + title[1:], detail, True)
 

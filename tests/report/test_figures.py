@@ -169,6 +169,16 @@ def test_headline_names_the_faster_model_that_it_is_tied_with(tiny_view: RunView
     )
 
 
+def test_a_tied_model_that_was_not_measured_says_so(tiny_view: RunView) -> None:
+    fast, slow = tiny_view.front
+    trials = tuple(
+        t.replace(latency=dataclasses.replace(t.latency, source="predicted")) if t.latency else t
+        for t in tiny_view.trials
+    )
+    tied = words.headline(dataclasses.replace(tiny_view, trials=trials, ties={slow: (fast,)}))
+    assert " Candidate 4, 4.00× and −5.0 points, predicted, is tied with it" in tied.detail
+
+
 def test_headline_admits_that_no_front_point_keeps_quality(tiny_view: RunView) -> None:
     head = words.headline(dataclasses.replace(tiny_view, front=tiny_view.front[:1]))
     assert (head.index, head.good) == (4, False)

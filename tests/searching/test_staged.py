@@ -865,9 +865,9 @@ def test_a_middle_rung_has_its_own_share_of_the_time(world, journal):
     names = [plan for plan in made.every if plan != Plan()]
     for number in np.random.default_rng(0).choice(len(names), 14, replace=False):
         made.trial(Proposal(-1, names[number], "sampled"))
-    staged = made.staged(journal, made.now + 300.0)
+    staged = made.staged(journal, made.now + 250.0)
     staged.only = "recover"
-    trials = made.follow(staged, made.now + 300.0)
+    trials = made.follow(staged, made.now + 250.0)
     rungs = [sum(trial.rung == rung for trial in trials) for rung in (1, 2, 3)]
     assert rungs[0] > rungs[1] > 0
     assert rungs[2] > 0
