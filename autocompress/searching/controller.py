@@ -234,6 +234,13 @@ class Controller:
                 return Proposal(asked.number, plan, origin)
         return None
 
+    def withdraw(self, proposal: Proposal) -> None:
+        """Hear that what was asked for will not be evaluated; it counts as failed, of which nothing is learned."""
+        for each in self._under_way.pop(proposal.plan.fingerprint, ()):
+            if self._asked.pop(each, None) is not None:
+                with storage_errors(self._journal):
+                    self._study.tell(each, state=TrialState.FAIL)
+
     def tell(self, number: int, trial: Trial) -> None:
         """Learn the outcome of a proposal; a trial without figures counts as failed."""
         self._remember(trial)

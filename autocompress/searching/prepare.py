@@ -13,11 +13,12 @@ from autocompress.layers import LayerTable
 from autocompress.objectives import USUAL, Objective, Objectives, amount
 from autocompress.plan import Plan, Precision
 from autocompress.records import Origin, Trial, write_json
+from autocompress.searching.amounts import Resource
 from autocompress.searching.atoms import Atoms, SingleLosses
 from autocompress.searching.controller import Controller
 from autocompress.searching.costs import recorded_seconds, weight_bytes
 from autocompress.searching.findings import losses_of
-from autocompress.searching.knapsack import Knapsack, Resource
+from autocompress.searching.knapsack import Knapsack
 from autocompress.searching.mixed import MARGIN, limits_of
 from autocompress.searching.parts import parts_of
 from autocompress.searching.probe import Probe

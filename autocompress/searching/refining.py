@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from autocompress.objectives import amount
 from autocompress.records import Origin, Trial
 from autocompress.searching.controller import Controller, Proposal
+from autocompress.searching.expected import Expected
 from autocompress.searching.foresight import Foresight
 from autocompress.searching.knapsack import Knapsack
 from autocompress.searching.seen import Seen, own_ratio, ratio_of
@@ -26,6 +27,9 @@ CROSSED = 0.9
 
 #: Candidates so many times as slow as the fastest that keeps the allowed loss are near it.
 NEAR = 1.4
+
+#: Candidates slower than what is asked by less than this factor are parents, too.
+OVER = 1.1
 
 #: Variations of which the most promising is taken.
 POOL = 32
@@ -53,9 +57,10 @@ class Refining:
     """Proposes candidates near the front of those without recovery.
 
     The ways: the program by the believed losses or by some drawn near them, at seconds that the front spans or that are
-    asked for; of many variations of the front the one that is foreseen to add most; and the sampler's own proposals.
-    Variations are two members mixed, and few of their choices drawn anew (as NSGA-II does); one choice heavier and
-    another lighter; and what two blocks of a member do exchanged.
+    asked for, these also by seconds that may as well be true as the believed ones; of many variations of the front the
+    one that is foreseen to add most; and the sampler's own proposals. Variations are two members mixed, and
+    few of their choices drawn anew (as NSGA-II does); one choice heavier and another lighter; and what two blocks of a
+    member do exchanged.
 
     Args:
         knapsack: with what is believed.
@@ -93,6 +98,11 @@ class Refining:
         self._under_way: dict[str, tuple[str, float]] = {}
         self._told = 0.0
         self._sampler_repeats = False
+
+    @property
+    def seeks(self) -> bool:
+        """Whether nothing that was measured is as fast as is asked."""
+        return "latency" in self._knapsack.limits and not self._seen.reached()
 
     def propose(self) -> Proposal | None:
         """A new candidate; None where no way finds one."""
@@ -134,6 +144,9 @@ class Refining:
         draw = self._draw
         spread = SPREAD * draw.integers(2)
         kl = {name: [loss * math.exp(draw.normal(0, spread)) for loss in row] for name, row in knapsack.kl.items()}
+        if "latency" in knapsack.limits and (self.seeks or draw.integers(2)):
+            found = self.sought(kl)
+            return None if found is None else self._make(found.values, "refined")
         front, best = self._seen.front(), self._seen.best()
         if not front or best is None:
             return None
@@ -146,6 +159,14 @@ class Refining:
             low_s = min(high_s, max(fast * knapsack.dense_s, high_s / NEAR))
         found = knapsack.at(math.exp(draw.uniform(math.log(low_s), math.log(high_s))), kl, self._drawn_amounts())
         return None if found is None else self._make(found.values, "refined")
+
+    def sought(self, kl: Mapping[str, Sequence[float]] | None = None) -> Expected | None:
+        """The program's choice within what is asked, by seconds of plans that may as well be true as those believed.
+
+        Where candidates turn out slower than they were expected to be, what is believed may be wrong of just that of
+        which nothing was measured yet; drawn from what is known (Thompson 1933), it is tried as likely as it may do.
+        """
+        return self._knapsack.at(math.inf, kl, work=self._knapsack.work.drawn(self._draw))
 
     def _drawn_amounts(self) -> dict[str, float]:
         """A limit on one further objective, drawn within what the front spans; half of the time none."""
@@ -218,25 +239,32 @@ class Refining:
     def _sampled(self) -> Proposal | None:
         if self._sampler_repeats or len(self._seen.trials) > MOST_SAMPLED:
             return None
-        proposal = self._controller.ask(wander=False)
-        self._sampler_repeats = proposal is None  # so often that asking again would only take time
-        if proposal is not None and proposal.plan.fingerprint in self._seen.under_way:
-            return None  # the controller hears of it when it is told
-        values = None if proposal is None else self._controller.asked(proposal.number)
-        if proposal is not None and values is not None:
-            self._values[proposal.plan.fingerprint] = {**self._heaviest, **values}
-        return proposal
+        for _ in range(CHILDREN):
+            proposal = self._controller.ask(wander=False)
+            self._sampler_repeats = proposal is None  # so often that asking again would only take time
+            if proposal is None or proposal.plan.fingerprint in self._seen.under_way:
+                return None  # the controller hears of it when it is told
+            values = {**self._heaviest, **(self._controller.asked(proposal.number) or {})}
+            if self._knapsack.keeps(values):
+                self._values[proposal.plan.fingerprint] = values
+                return proposal
+            self._controller.withdraw(proposal)
+        return None
 
     def _parents(self) -> Parents:
         """Members of the front by the logarithm of their ratio, fast to slow.
 
-        Those with recipes or zeros stay the corners that they are. Where a loss is allowed, parents are near the
-        fastest that keeps it, on either side of it.
+        Those with recipes or zeros stay the corners that they are. Where a latency is asked for, parents may be a
+        little slower, as one lighter choice brings them within it; where a loss is allowed, they are near the fastest
+        that keeps it, on either side of it.
         """
         held = self._heaviest.keys() - self._controller.space.by_name.keys()
+        most_s = self._knapsack.limits.get("latency")
         found = [
             (trial, self._values[trial.fingerprint])
-            for trial in self._seen.front()
+            for trial in (
+                self._seen.front_up_to(OVER * most_s / self._knapsack.dense_s) if most_s else self._seen.front()
+            )
             if trial.fingerprint in self._values and not any(self._values[trial.fingerprint][name] for name in held)
         ]
         place = self._seen.asked_between()[1]

@@ -223,6 +223,19 @@ class Seen:
             self._front = self._nondominated(fitting or every)
         return self._front
 
+    def reached(self) -> bool:
+        """Whether any candidate without recovery is fast and small enough, whatever it loses."""
+        self.front()
+        return self._fitting
+
+    def front_up_to(self, ratio: float) -> list[Trial]:
+        """Non-dominated candidates without recovery of at most a ratio to dense in the same runtime, fast to slow.
+
+        Small enough or not; where none is as fast, the fastest of the front.
+        """
+        fast = [self.trials[name] for name, (own, *_taken) in self.spots.items() if own <= ratio]
+        return self._nondominated(fast) if fast else self.front()[:1]
+
     def asked_front(self) -> list[Trial]:
         """Those of the front that keep the loss that is allowed; all where recovery may win losses back."""
         front = self.front()

@@ -51,6 +51,10 @@ FIRST = 2
 #: Budgets of the program, and candidates of its fronts that are measured before refining begins: more add little.
 POINTS, SOLVED = 40, 20
 
+#: Choices of the program by what it expects, before the latency that is asked for is sought by what else may be true;
+#: times that this is drawn until it says something new.
+TRUSTED, TRIES = 2, 4
+
 #: Corners that are believed to be over a limit by more than this factor are not measured: the model of seconds, which
 #: nothing has corrected yet, errs by less.
 FAR = 1.5
@@ -142,7 +146,7 @@ class Staged:
 
     def _may_fit(self, values: Values, knapsack: Knapsack) -> bool:
         """Whether a corner is not far over what is asked, by what is believed; of recipes and zeros nothing is."""
-        return not knapsack.decides(values) or knapsack.keeps(values, FAR)
+        return not knapsack.decides(values) or knapsack.keeps(values, FAR, doubted=0.0)
 
     def ask(self, left_s: float = math.inf) -> Proposal | None:
         """The next plan; None when all that is worth it is done, or too little time is left.
@@ -341,10 +345,11 @@ class Staged:
     def _stagnates(gains: Sequence[float]) -> bool:
         return len(gains) >= PATIENCE and max(gains[-PATIENCE:]) < LITTLE
 
-    def _correct(self, knapsack: Knapsack) -> None:
+    def _correct(self, knapsack: Knapsack, often: int | None = None) -> None:
         """Correct the tables by what was measured, once there is enough of it; the front is then to be solved anew."""
-        solving = self._solved < SOLVED and len(self._seen.spots) < SETTLED
-        often = REFIT_EVERY if solving else REFINED_EVERY
+        if often is None:
+            solving = self._solved < SOLVED and len(self._seen.spots) < SETTLED
+            often = REFIT_EVERY if solving else REFINED_EVERY
         if self._fresh < max(often, REFIT_SHARE * len(self._seen.spots)):
             return
         found = self._seen.learned_from(MOST_LEARNED)
@@ -356,7 +361,7 @@ class Staged:
         )
         for name in (name for name in OBJECTIVES if name in knapsack.resources):
             amounts = [(trial.plan, amount(trial, name)) for trial in measured]
-            knapsack.learn_amounts(name, [(plan, float(taken)) for plan, taken in amounts if taken is not None])
+            knapsack.amounts.learn(name, [(plan, float(taken)) for plan, taken in amounts if taken is not None])
         self._fresh, self._front = 0, None
 
     def _expected(self, knapsack: Knapsack) -> list[Expected]:
@@ -372,8 +377,15 @@ class Staged:
         In log seconds, and in the logarithms of further objectives; each as a share of what the front spans. It is no
         slower than the best that was measured, unless there are further objectives: nothing better is expected there.
         Where a loss is allowed, the fastest that keeps it is all that is asked for: it is then sought between the
-        fastest of those that keep it and the slowest that the program chose and that does not.
+        fastest of those that keep it and the slowest that the program chose and that does not. Where a latency is
+        asked for, what else may be true of seconds decides after the first choices: as long as nothing is fast enough,
+        and every second time from then on.
         """
+        assert self._refining is not None
+        if "latency" in knapsack.limits and self._solved >= TRUSTED and (self._refining.seeks or self._solved % 2):
+            self._correct(knapsack, often=1)
+            drawn = (self._refining.sought() for _ in range(TRIES))
+            return next((one for one in drawn if one is not None and not self._seen.proposed(one.plan)), None)
         front, more, best = self._expected(knapsack), knapsack.along, self._seen.best()
         slowest = math.inf if best is None or more else own_ratio(best)
         fast, slow = self._seen.asked_between() if self.only != "solve" else (0.0, math.inf)
@@ -384,7 +396,7 @@ class Staged:
         places = [self._seen.judge.objectives.more.index(name) for name in more]
         spots = [(r * knapsack.dense_s, *(taken[i] for i in places)) for r, *taken in self._seen.spots.values()]
         begun = [proposal.plan for proposal in self._seen.under_way.values() if proposal.rung == 0]
-        spots += [(knapsack.work.seconds(p), *(knapsack.amount(name, p) for name in more)) for p in begun]
+        spots += [(knapsack.work.seconds(p), *(knapsack.amounts.of(name, p) for name in more)) for p in begun]
         return furthest(left, front, spots, more)
 
     def _plan(self, values: Values) -> Plan:

@@ -46,6 +46,8 @@ class WorkModel:
         believed: seconds per unit of each feature before anything is measured, ``(features,)``.
         fitted: the same after `fit`.
         by_place: whether a block's features depend on what computes before and after it.
+        information: inverse covariance of what is believed of the coefficients, each as a share of `believed`,
+            ``(features, features)``; None before `fit`, when each is doubted by itself.
         known: features of plans that were asked for lately, by fingerprint.
     """
 
@@ -53,11 +55,27 @@ class WorkModel:
     believed: Array
     fitted: Array
     by_place: bool = False
+    information: Array | None = None
     known: dict[str, Array] = field(default_factory=dict, compare=False, repr=False)
 
     def seconds(self, plan: Plan) -> float:
         """Expected seconds per query."""
         return float(self._features(plan) @ self.fitted)
+
+    def spread(self, plan: Plan) -> float:
+        """Standard deviation of the expected seconds: what is not known of the coefficients."""
+        each = self._features(plan) * self.believed
+        return math.sqrt(each @ np.linalg.solve(self._information, each))
+
+    def drawn(self, draw: np.random.Generator) -> WorkModel:
+        """One that may as well be true: its coefficients are drawn from what is known of them, none below 0."""
+        root = np.linalg.cholesky(self._information)
+        off = np.linalg.solve(root.T, draw.normal(size=len(self.believed)))
+        return replace(self, fitted=np.maximum(self.fitted + off * self.believed, 0.0))
+
+    @property
+    def _information(self) -> Array:
+        return np.eye(len(self.believed)) / DOUBT**2 if self.information is None else self.information
 
     def _features(self, plan: Plan) -> Array:
         if plan.fingerprint not in self.known:
@@ -77,7 +95,7 @@ class WorkModel:
         left = np.vstack([rows * self.believed / (NOISE * measured), np.eye(len(self.believed)) / DOUBT])
         right = np.repeat([1 / NOISE, 1 / DOUBT], [len(plans), len(self.believed)])
         factors, _residual = scipy.optimize.nnls(left, right)
-        return replace(self, fitted=factors * self.believed)
+        return replace(self, fitted=factors * self.believed, information=left.T @ left)
 
 
 def work_model(table: LayerTable, dense_s: float, ratios: Mapping[Precision, float]) -> WorkModel:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
@@ -46,22 +47,25 @@ BUDGETS = 40
 NOTHING_ASKED = Budgets()
 
 
-def controller(evaluator: Evaluator, sampler: str, seed: int, space=None, name: str = "study") -> Controller:
+def controller(
+    evaluator: Evaluator, sampler: str, seed: int, space=None, name: str = "study", budgets: Budgets = NOTHING_ASKED
+) -> Controller:
+    maximize = evaluator.task.metric.maximize
     return Controller(
         evaluator.folder / f"{name}.journal",
         space or evaluator.space,
-        evaluator.task.metric.maximize,
-        lambda _trial: {},
+        maximize,
+        lambda trial: budgets.violations(trial, evaluator.dense_quality, maximize),
         sampler,
         seed,
         tuple(evaluator.trials),
     )
 
 
-def follow(evaluator: Evaluator, proposer) -> None:
-    """Evaluate what is proposed until the time is over, or does not suffice for one more."""
+def follow(evaluator: Evaluator, proposer, most: float = math.inf) -> None:
+    """Evaluate what is proposed until the time is over, or does not suffice for one more; so many beside dense."""
     with contextlib.suppress(Spent):
-        while evaluator.left_s > 0:
+        while evaluator.left_s > 0 and len(evaluator.trials) <= most:
             proposal = proposer.ask(evaluator.left_s)
             if proposal is None:
                 return
@@ -124,8 +128,8 @@ def uniform_levels(evaluator: Evaluator) -> list[Values]:
     return [dict(values) for values in {tuple(sorted(values.items())): None for values in found}]
 
 
-def staged(evaluator: Evaluator, seed: int, budgets: Budgets = NOTHING_ASKED) -> float:
-    """With what is asked, of speed-up and drop; by the contests nothing is."""
+def staged(evaluator: Evaluator, seed: int, budgets: Budgets = NOTHING_ASKED, most: int | None = None) -> float:
+    """With what is asked, of speed-up and drop, and so many candidates beside dense; the contests ask for nothing."""
     dense_first(evaluator)
     begun_s = evaluator.clock
     single = single_losses(evaluator)
@@ -135,12 +139,12 @@ def staged(evaluator: Evaluator, seed: int, budgets: Budgets = NOTHING_ASKED) ->
     judge = judge_of(budgets, objectives, evaluator.task.metric.maximize, bool(evaluator.space.steps))
     best = SimpleNamespace(fastest_precision=fastest(evaluator))
     proposer = Staged(
-        evaluator.space, knapsack, controller(evaluator, "tpe", seed, evaluator.untrained), judge,
-        Clock(lambda: evaluator.clock, 0.0, evaluator.limit_s),
+        evaluator.space, knapsack, controller(evaluator, "tpe", seed, evaluator.untrained, budgets=budgets), judge,
+        Clock(lambda: evaluator.clock, 0.0, evaluator.limit_s, lambda: len(evaluator.trials), 1, most),
         corners=list(corners(evaluator.untrained, best)), seed=seed, trials=tuple(evaluator.trials),
         look=single.look,
     )  # fmt: skip
-    follow(evaluator, proposer)
+    follow(evaluator, proposer, math.inf if most is None else most)
     return prepared_s
 
 

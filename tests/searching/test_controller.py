@@ -102,6 +102,21 @@ def test_seeds_come_out_in_order_with_their_origin(journal, small):
     assert [p.plan for p in asked] == [Plan(), half, Plan({"net.1": Prune(0)})]
 
 
+def test_what_is_withdrawn_counts_as_failed_and_may_be_proposed_again(journal, small):
+    """Of 8 plans one is taken back time and again: the others come all the same, and it does, too."""
+    controller = start(journal, small)
+    controller.enqueue(small.uniform(), "dense")
+    first = controller.ask()
+    controller.withdraw(first)
+    assert states(journal) == ["FAIL"]
+    controller.withdraw(first)
+    assert states(journal) == ["FAIL"], "once is enough"
+    controller.enqueue(small.uniform(), "dense", again=True)
+    assert controller.ask().plan == first.plan
+    assert controller.ask().plan != first.plan
+    assert start(journal, small).ask() is not None, "what is left is proposed after a restart"
+
+
 def test_after_the_seeds_the_sampler_proposes(journal, small, answer):
     controller = start(journal, small)
     controller.enqueue(small.uniform(), "dense")

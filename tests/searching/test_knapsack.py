@@ -50,6 +50,10 @@ def knapsack_of(space, limits=None, seed=0, **changes):
     return Knapsack(space, parts_of(space), atoms, model, limits or {}, 0.01, **changes)
 
 
+def programs(knapsack):
+    return list(knapsack._programs.each(knapsack.kl, knapsack.work))
+
+
 def everything(knapsack):
     """Every candidate of the space, with what the knapsack expects of it."""
     names, levels = zip(*((v.name, range(len(v.levels))) for v in knapsack.space.structure), strict=True)
@@ -112,8 +116,7 @@ def test_costs_of_parts_add_up_to_those_of_the_whole(space):
     """Oracle: the model of seconds, and bytes, of the plan that a combination of options means."""
     knapsack = knapsack_of(space, resources={"size": lambda plan: weight_bytes(plan, space.table)})
     draw = np.random.default_rng(0)
-    for number, shared in enumerate(knapsack.parts.shared):
-        errors, costs, offered = knapsack._program(number, knapsack.kl)
+    for errors, costs, offered, shared in programs(knapsack):
         for _ in range(10):
             options = [int(draw.integers(len(row))) for row in offered]
             chosen = [row[o] for row, o in zip(offered, options, strict=True)]
@@ -175,13 +178,12 @@ def shipped(request, table, profile, monkeypatch):
 def test_what_the_program_says_of_a_choice_is_what_is_expected_of_it(shipped):
     """Oracle: loss and seconds of the whole plan that the choice means."""
     knapsack = knapsack_of(shipped)
-    for number, shared in enumerate(knapsack.parts.shared):
-        errors, costs, values = knapsack._program(number, knapsack.kl)
-        common = sum(knapsack.kl[name][int(level)] for name, level in shared.items())
-        found = front(errors, costs, "latency", 12, knapsack.limits)
+    for program in programs(knapsack):
+        common = sum(knapsack.kl[name][int(level)] for name, level in program.shared.items())
+        found = front(program.errors, program.costs, "latency", 12, knapsack.limits)
         assert len(found) > 5
         for solution in found:
-            made = knapsack._chosen(number, values, solution.options)
+            made = knapsack._chosen(program, solution.options)
             assert solution.costs["latency"] == pytest.approx(made.seconds)
             assert solution.error + common == pytest.approx(made.loss)
 
@@ -196,8 +198,8 @@ def test_choosing_within_a_part_step_by_step_loses_nothing(make_space, monkeypat
     monkeypatch.setattr(parts_module, "MOST_OPTIONS", 8)
     stepwise = knapsack_of(space)
     assert len(stepwise.parts.parts) == len(whole.parts.parts)
-    for ours, theirs in zip(stepwise._cells[0][1], whole._cells[0][1], strict=True):
-        one, other = (k._choices(cell, k.kl) for k, cell in ((stepwise, ours), (whole, theirs)))
+    for ours, theirs in zip(stepwise._programs._cells[0][1], whole._programs._cells[0][1], strict=True):
+        one, other = (k._programs._choices(cell, k.kl, k.work) for k, cell in ((stepwise, ours), (whole, theirs)))
         seconds = [choices.takes[:, 0] - choices.takes[0, 0] for choices in (one, other)]
         spots = [
             sorted(map(tuple, np.stack([c.lost, s, c.takes[:, 1]], axis=1).round(9).tolist()))
@@ -229,7 +231,7 @@ def test_costs_of_a_table_add_up_exactly_where_all_others_are_in_the_fastest_pre
     known = latency_table(space, Line(plain_saves=1e-8, rounded_saves=3e-8))
     model = table_model(lambda plan: known.seconds(plan, table))
     knapsack = Knapsack(space, parts_of(space), Atoms(planted(space), 0, 0), model, {}, model.seconds(Plan()))
-    _errors, costs, values = knapsack._program(0, knapsack.kl)
+    _errors, costs, values, _shared = programs(knapsack)[0]
     rounded = space.uniform(precision="int8")
     for place, row in enumerate(values):
         for option, chosen in enumerate(row):
@@ -292,8 +294,22 @@ def test_limits_hold_for_every_choice(make_space):
         e for e in every
         if e.seconds <= 1.05 * limits["latency"] and size["size"](e.plan) <= 1.05 * limits["size"]
     ]  # fmt: skip
-    assert [e.plan for e in every if knapsack.keeps(e.values)] == [e.plan for e in nearly]
+    assert [e.plan for e in every if knapsack.keeps(e.values, doubted=0.0)] == [e.plan for e in nearly]
     assert len(nearly) < len(every)
+
+
+def test_what_is_over_a_latency_by_less_than_it_is_doubted_may_keep_it(make_space):
+    """Oracle: all candidates, counted out; those that are believed to be within a twentieth, and those within doubt."""
+    knapsack = knapsack_of(make_space(SPACES["blocks"]), {"latency": 0.006})
+    every = everything(knapsack)
+    within = [
+        [e.plan for e in every if e.seconds - doubted * knapsack.work.spread(e.plan) <= 1.05 * 0.006]
+        for doubted in (0.0, 0.5, 1.0)
+    ]
+    assert 0 < len(within[0]) < len(within[1]) < len(within[2])
+    assert [e.plan for e in every if knapsack.keeps(e.values, doubted=0.0)] == within[0]
+    assert [e.plan for e in every if knapsack.keeps(e.values, doubted=0.5)] == within[1]
+    assert [e.plan for e in every if knapsack.keeps(e.values)] == within[2]
 
 
 @pytest.mark.parametrize("rules", ["blocks", "shared"])
@@ -327,10 +343,34 @@ def test_within_some_bytes_the_best_is_found(make_space):
     assert knapsack.at(1.0, others={"size": 0.9 * sizes[0]}) is None
 
 
-def test_a_limit_that_nothing_keeps_leaves_no_candidate(make_space):
+def test_where_nothing_is_believed_to_be_as_fast_as_asked_what_is_near_the_fastest_is_chosen(make_space):
+    """Oracle: all candidates, counted out, by the belief and by another that may as well be true."""
     knapsack = knapsack_of(make_space(SPACES["blocks"]), {"latency": 1e-6})
-    assert knapsack.front(10) == []
-    assert knapsack.at(0.01) is None
+    every = everything(knapsack)
+    most_s = 1.05 * min(one.seconds for one in every)
+    found = knapsack.front(10)
+    assert found
+    assert all(one.seconds <= most_s for one in found)
+    assert found[-1].loss == pytest.approx(min(one.loss for one in every if one.seconds <= most_s))
+    assert knapsack.at(math.inf) == found[-1]
+    other = knapsack.work.drawn(np.random.default_rng(0))
+    most_s = 1.05 * min(other.seconds(one.plan) for one in every)
+    near = [one for one in every if other.seconds(one.plan) <= most_s]
+    drawn = knapsack.at(math.inf, work=other)
+    assert drawn is not None
+    assert drawn.loss == pytest.approx(min(one.loss for one in near))
+    knapsack.learn_seconds([(one.plan, 0.5 * one.seconds) for one in every])
+    assert knapsack.limits["latency"] == pytest.approx(1.05 * min(knapsack.work.seconds(one.plan) for one in every))
+
+
+def test_a_limit_on_bytes_that_nothing_keeps_leaves_no_candidate(make_space):
+    space = make_space(SPACES["blocks"])
+    size = {"size": lambda plan: weight_bytes(plan, space.table)}
+    for limits in ({"size": 1.0}, {"size": 1.0, "latency": 1e-6}):
+        knapsack = knapsack_of(space, limits, resources=size)
+        assert knapsack.front(10) == []
+        assert knapsack.at(math.inf) is None
+        assert knapsack.limits.get("latency") == limits.get("latency")
 
 
 @pytest.mark.parametrize(("keep", "most"), [(1.0, 0), (0.75, 1), (0.5, 2), (0.01, 3)])
@@ -373,15 +413,15 @@ def test_amounts_follow_what_was_measured(make_space, slope):
     knapsack = knapsack_of(space, resources={"memory": take}, along=["memory"])
     plans = [one.plan for one in everything(knapsack)][::7]
     truth = {plan: dense - slope * (dense - take(plan)) for plan in plans}
-    knapsack.learn_amounts("memory", [(plan, truth[plan]) for plan in plans])
-    assert knapsack.amount("memory", Plan()) == dense
+    knapsack.amounts.learn("memory", [(plan, truth[plan]) for plan in plans])
+    assert knapsack.amounts.of("memory", Plan()) == dense
     for plan in plans:
-        assert dense - knapsack.amount("memory", plan) == pytest.approx(dense - truth[plan], rel=0.05)
+        assert dense - knapsack.amounts.of("memory", plan) == pytest.approx(dense - truth[plan], rel=0.05)
     found = knapsack.front(5)[0]
-    _errors, costs, kept = knapsack._program(0, knapsack.kl)
-    assert found.others["memory"] == pytest.approx(knapsack.amount("memory", found.plan))
+    _errors, costs, kept, _shared = programs(knapsack)[0]
+    assert found.others["memory"] == pytest.approx(knapsack.amounts.of("memory", found.plan))
     assert sum(row[0] for row in costs["memory"]) == pytest.approx(
-        knapsack.amount("memory", space.decode(merged(knapsack.parts.base, *(row[0] for row in kept))))
+        knapsack.amounts.of("memory", space.decode(merged(knapsack.parts.base, *(row[0] for row in kept))))
     )
 
 
@@ -389,8 +429,8 @@ def test_candidates_that_save_nothing_teach_no_amounts(make_space):
     space = make_space(SPACES["blocks"])
     knapsack = knapsack_of(space, resources={"size": lambda plan: weight_bytes(plan, space.table)})
     for measured in ([], [(Plan(), 5.0)]):
-        knapsack.learn_amounts("size", measured)
-        assert knapsack.amount("size", Plan({"net.0": Prune(0)})) == weight_bytes(
+        knapsack.amounts.learn("size", measured)
+        assert knapsack.amounts.of("size", Plan({"net.0": Prune(0)})) == weight_bytes(
             Plan({"net.0": Prune(0)}), space.table
         )
 

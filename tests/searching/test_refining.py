@@ -29,7 +29,7 @@ def space(make_space):
     return make_space(RULES).untrained()
 
 
-def refining(space, seen, values=(), made=None, seed=0, keeps=lambda _values: True):
+def refining(space, seen, values=(), made=None, seed=0, keeps=lambda _values: True, limits=()):
     """Refines around the candidates of `values`; whatever it makes is new, and kept in `made`."""
     made = [] if made is None else made
 
@@ -37,7 +37,9 @@ def refining(space, seen, values=(), made=None, seed=0, keeps=lambda _values: Tr
         made.append(own)
         return Proposal(NO_PROPOSAL, space.decode(own), origin)
 
-    knapsack = SimpleNamespace(space=space, parts=parts_of(space), along=(), keeps=keeps)
+    knapsack = SimpleNamespace(
+        space=space, parts=parts_of(space), along=(), keeps=keeps, limits=dict(limits), dense_s=0.01
+    )
     known = {space.decode(own).fingerprint: own for own in values}
     draw = np.random.default_rng(seed)
     controller = SimpleNamespace(space=space)
@@ -190,6 +192,38 @@ def test_where_the_fastest_is_asked_for_parents_are_near_it_on_either_side(space
     far = [every[0], every[4]]
     found = [math.exp(place) for place, _values in refining(space, asked, far)._parents()]
     assert found == pytest.approx([0.2, 0.99]), "where none is near, any"
+
+
+def test_where_a_latency_is_asked_for_what_is_little_slower_is_a_parent_too(space, make_trial):
+    """By hand: 0.5 is asked for; 0.54 is within a tenth of it, and loses less than 0.5 does; 0.6 is not."""
+    every = [{v.name: (level + i) % len(v.levels) for i, v in enumerate(space.structure)} for level in range(5)]
+    asked = Seen(Judge(True, lambda trial: trial.latency.ratio <= 0.5), Clock(lambda: 0.0, 0.0, 1.0))
+    figures = [(0.3, 0.5), (0.5, 0.8), (0.53, 0.7), (0.54, 0.88), (0.6, 0.89)]
+    for number, (own, (ratio, quality)) in enumerate(zip(every, figures, strict=True)):
+        asked.keep(make_trial(number, ratio, quality, plan=space.decode(own)))
+    made = refining(space, asked, every, limits={"latency": 0.005})
+    assert [math.exp(place) for place, _values in made._parents()] == pytest.approx([0.3, 0.5, 0.54])
+    made = refining(space, asked, every, limits={"latency": 0.002})
+    assert [math.exp(place) for place, _values in made._parents()] == pytest.approx([0.3]), "none is: the fastest"
+
+
+def test_what_the_sampler_proposes_over_a_limit_is_withdrawn(space, seen):
+    """Every third proposal keeps the limit, and is the one that is made."""
+    asked, withdrawn = [], []
+
+    def ask(wander):
+        asked.append(Proposal(len(asked), Plan(seed=len(asked)), "sampled"))
+        return asked[-1]
+
+    made = refining(space, seen, keeps=lambda own: own["number"] % 3 == 2)
+    made._controller = SimpleNamespace(ask=ask, asked=lambda number: {"number": number}, withdraw=withdrawn.append)
+    assert made._sampled() is asked[2]
+    assert withdrawn == asked[:2]
+    assert made._values[asked[2].plan.fingerprint]["number"] == 2
+    made._knapsack.keeps = lambda _own: False
+    assert made._sampled() is None
+    assert withdrawn == asked[:2] + asked[3:]
+    assert len(asked) < 20, "each takes time"
 
 
 @pytest.mark.parametrize(("along", "high"), [((), 0.5), (("size",), 2.0)], ids=["two objectives", "three"])

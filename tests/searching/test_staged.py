@@ -15,7 +15,7 @@ from autocompress.budgets import Budgets
 from autocompress.drop import Drop
 from autocompress.objectives import USUAL, Objectives
 from autocompress.pareto import hypervolume, nondominated, reference_point
-from autocompress.plan import Distill, Plan, Prune
+from autocompress.plan import PRECISIONS, Distill, Plan, Prune
 from autocompress.searching import climbing, controller
 from autocompress.searching import staged as module
 from autocompress.searching.atoms import Atoms
@@ -29,7 +29,7 @@ from autocompress.searching.rungs import ETA
 from autocompress.searching.seen import Clock, Judge, Seen, Teller
 from autocompress.searching.staged import UNTRAINED_SHARE, Staged
 from autocompress.searching.stages import Stages
-from autocompress.searching.work import work_features, work_model
+from autocompress.searching.work import OTHERS, work_features, work_model
 
 STRUCTURE = {
     "groups": {"heads": [1.0, 0.5], "neurons": [1.0, 0.5, 0.25]},
@@ -220,6 +220,50 @@ def test_asked_for_a_latency_it_refines_what_keeps_it(world, journal, seed):
     assert np.mean([made.ratio(trial.plan) <= 1.05 * asked for trial in refined]) > 0.8
     best = max(made.quality(plan) for plan in made.every if made.ratio(plan) <= asked)
     assert max(trial.quality for trial in trials if fits(trial)) >= best - 1e-9
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_latency_that_is_believed_to_be_out_of_reach_is_found(world, journal, seed):
+    """A device where a call in int8 takes as long as a small layer: int8 pays where nothing is pruned, as the probe
+    says, and the fastest are in fp32. Oracle: of all plans the fastest, and what is little slower."""
+    made = world(STRUCTURE, seed=seed)
+    made.device = work_model(made.space.table, 0.01, {"int8": 0.5}).believed.copy()
+    made.device[OTHERS + PRECISIONS.index("int8")] *= 8
+    asked = 1.02 * min(made.ratio(plan) for plan in made.every)
+    fits = lambda trial: trial.latency.ratio <= asked  # noqa: E731
+    trials = made.follow(made.staged(journal, fits=fits, limits={"latency": asked * 0.01}, seed=seed), most=15)
+    assert any(map(fits, trials))
+
+
+def test_while_nothing_is_as_fast_as_asked_choices_go_by_what_else_may_be_true(world, journal, monkeypatch):
+    """And every second one afterwards; nothing of the kind where no latency is asked for."""
+    made, drawn = world(STRUCTURE), []
+    at = Knapsack.at
+
+    def noted(knapsack, seconds, *given, work=None, **named):
+        found = at(knapsack, seconds, *given, work=work, **named)
+        drawn.extend([] if work is None or found is None else [found.plan])
+        return found
+
+    monkeypatch.setattr(Knapsack, "at", noted)
+    made.follow(made.staged(journal), most=30)
+    assert not drawn
+    for limit, turn in ((0.0, "all"), (0.6, "half")):
+        made, found = world(STRUCTURE), []
+        drawn.clear()
+
+        def fits(trial, limit=limit):
+            return trial.latency.ratio <= limit
+
+        staged = made.staged(journal.with_name(str(limit)), fits=fits, limits={"latency": 0.006})
+        for _ in range(15):
+            reached = any(map(fits, made.trials))
+            before = sum(one.origin == "solved" for one in made.trials)
+            for made_now in made.follow(staged, most=1):
+                if made_now.origin == "solved" and before >= module.TRUSTED:
+                    found.append(("half" if reached else "all", before % 2, made_now.plan in drawn))
+        assert all(by_draw for kind, odd, by_draw in found if kind == "all" or odd)
+        assert turn in {kind for kind, *_rest in found}
 
 
 def test_corners_far_over_what_is_asked_are_left_out(world, journal):
@@ -442,7 +486,7 @@ def test_the_estimate_of_bytes_is_corrected_by_files(world, journal):
     staged._fresh = math.inf
     staged._correct(staged.knapsack)
     for trial in made.trials:
-        assert staged.knapsack.amount("size", trial.plan) == pytest.approx(trial.artifact.size_bytes, rel=0.02)
+        assert staged.knapsack.amounts.of("size", trial.plan) == pytest.approx(trial.artifact.size_bytes, rel=0.02)
 
 
 def test_promotion_and_recovery_look_at_size(world, journal):

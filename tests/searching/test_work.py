@@ -137,3 +137,37 @@ def test_a_fit_starts_from_the_belief_each_time(table, make_space):
     model, plans = work_model(table, 0.02, RATIOS), drawn_plans(make_space, 3)
     once = model.fit(plans, [0.01, 0.02, 0.03])
     assert once.fit(plans, [0.01, 0.02, 0.03]).fitted == pytest.approx(once.fitted)
+
+
+# doubt
+
+
+def test_doubt_before_anything_is_measured_is_that_of_each_coefficient(table, make_space):
+    """By hand: 0.6 of each, independent of each other."""
+    model = work_model(table, 0.02, RATIOS)
+    for plan in drawn_plans(make_space, 5):
+        each = 0.6 * work_features(plan, table) * model.believed
+        assert model.spread(plan) == pytest.approx(float(np.sqrt((each**2).sum())))
+
+
+def test_what_was_measured_is_doubted_less_and_what_is_unlike_it_is_not(table):
+    model = work_model(table, 0.02, RATIOS)
+    layers = {layer.name: LayerPlan(quantize=Quantize("int8")) for layer in table.layers if layer.macs}
+    pruned, rounded = Plan({"net.0.mlp/neurons": Prune(4)}), Plan(layers=layers)
+    fitted = model.fit([Plan()], [0.03])
+    assert fitted.spread(Plan()) == pytest.approx(0.02 * 0.03, rel=0.05), "as any one measurement is"
+    assert fitted.spread(pruned) < 0.3 * model.spread(pruned)
+    assert fitted.spread(rounded) > 0.9 * model.spread(rounded)
+
+
+def test_models_that_may_as_well_be_true_spread_as_is_doubted(table, make_space):
+    """Oracle: mean and deviation over 4,000 of them; as many doubts of a few percent, so that none is cut off at 0."""
+    model, plans = work_model(table, 0.02, RATIOS), drawn_plans(make_space, 40)
+    fitted = model.fit(plans, [1.1 * model.seconds(plan) for plan in plans])
+    draw, asked = np.random.default_rng(0), drawn_plans(make_space, 3, seed=1)
+    every = [fitted.drawn(draw) for _ in range(4000)]
+    assert all((one.fitted >= 0).all() for one in every)
+    for plan in asked:
+        seconds = [one.seconds(plan) for one in every]
+        assert np.mean(seconds) == pytest.approx(fitted.seconds(plan), rel=0.01)
+        assert np.std(seconds) == pytest.approx(fitted.spread(plan), rel=0.1)
