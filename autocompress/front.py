@@ -102,15 +102,7 @@ class Front:
         far predictions are from the dense model's is a mean of figures, not of hits and misses: luck has less hold of
         it. Left out is what is of no use: dense itself, and a quality at the worst corner of the hypervolume.
         """
-        dense = self.dense
-        if dense is None:
-            return ()
-        worst = self.lost(self._corner[self._place], self.quality(dense))
-        useful = [
-            t
-            for t in self.feasible
-            if (t.divergence or 0.0) > 0 and self.lost(self.quality(t), self.quality(dense)) < worst
-        ]
+        useful = [t for t in self.feasible if (t.divergence or 0.0) > 0 and self._useful(t)]
         points = {t.fingerprint for t in self.points}
         return tuple(t for t in self._nondominated(useful, divergence=True) if t.fingerprint not in points)
 
@@ -118,6 +110,30 @@ class Front:
     def promising(self) -> tuple[Trial, ...]:
         """What is worth grading: the points, and the closest beside them."""
         return (*self.points, *self.closest)
+
+    def ungraded(self, budgets: Budgets) -> tuple[Trial, ...]:
+        """What would stand on the front beside the finalists by what the search knows of it; fast to slow.
+
+        There was no time to grade it. None before the search is over.
+
+        Args:
+            budgets: of the search, to be kept on the part of validation that finalists are judged by.
+        """
+        if self.dense is None or not self.finalists:
+            return ()
+        dense = self.quality(self.dense)
+        left = [
+            t for t in self.measured
+            if not t.graded and self._useful(t) and fits(t, budgets, dense, self.maximize, self.part)
+        ]  # fmt: skip
+        return tuple(t for t in self._nondominated([*self.points, *left]) if not t.graded)
+
+    def _useful(self, trial: Trial) -> bool:
+        """Whether a measured trial loses less than the worst corner of the hypervolume; none without dense."""
+        if self.dense is None:
+            return False
+        worst, dense = self._corner[self._place], self.quality(self.dense)
+        return self.lost(self.quality(trial), dense) < self.lost(worst, dense)
 
     def affordable(self, count: float) -> tuple[Trial, ...]:
         """The trials to grade: `count` of the promising at most, but at least `LEAST_GRADED`.

@@ -189,6 +189,7 @@ class Run:
             part=front.part,
             divided=_divided(resolved),
             ties=front.ties,
+            ungraded=tuple(t.fingerprint for t in front.ungraded(budgets)),
             objectives=front.objectives,
             answer=answer,
             stages=tuple(self.state.get("stages", ())),

@@ -214,6 +214,23 @@ def test_a_finished_search_is_judged_by_confirm_among_its_finalists(finished):
     assert front.drop(finished[4]) == pytest.approx(-0.11)
 
 
+def test_what_would_stand_on_the_front_but_was_not_graded_is_told(finished, make_trial):
+    """By hand: 4 is better than all, and 7 faster than it; 5 is beaten by 1, 8 by 7, and 6 loses all that counts."""
+    more = (
+        make_trial(5, 0.5, 0.95, quality_confirm=0.79),
+        make_trial(6, 0.1, 0.95, quality_confirm=0.30),
+        make_trial(7, 0.2, 0.95, quality_confirm=0.80),
+        make_trial(8, 0.25, 0.95, quality_confirm=0.79),
+    )
+    every = (*finished, *more)
+    front = Front(every, True, final=True)
+    assert numbers(front.ungraded(Budgets())) == [7, 4]
+    assert numbers(front.ungraded(Budgets(min_speedup=4.5))) == [7]
+    assert numbers(front.ungraded(Budgets(max_drop=Drop(0.07, relative=False)))) == [4], "on confirm"
+    assert Front(every, True).ungraded(Budgets()) == (), "nothing is left over before the end"
+    assert Front((), True, final=True).ungraded(Budgets()) == ()
+
+
 def test_what_won_on_select_and_lost_on_confirm_is_not_on_the_final_front(finished):
     worse = (*finished[:1], finished[1].replace(latency=finished[3].latency), *finished[2:])
     assert 1 in numbers(Front(worse, True).points)

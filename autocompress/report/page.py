@@ -206,9 +206,9 @@ def _front_section(view: RunView) -> str:
         f"{words.sized(view)}Click a point to see what it is.{outside} "
         "Double-click to see every point, once more to return; drag to zoom."
     )
-    ties = ""
+    more = words.ungraded(view)
     if any(p.tied for p in info.points):
-        ties = (
+        more += (
             " Hollow points of the front are tied: the same samples do not show them better than their faster "
             "neighbour (paired, 95 %)."
         )
@@ -216,7 +216,7 @@ def _front_section(view: RunView) -> str:
         "Speed and quality",
         f'<p class="note">Every evaluated model, {words.how_timed(view)} and scored on the exported file. '
         f"{_front_words(view, len(info.front))}</p>"
-        f'<div class="split"><div>{plot}<p class="under">{under if info.points else ""}{ties}</p></div>'
+        f'<div class="split"><div>{plot}<p class="under">{under if info.points else ""}{more}</p></div>'
         '<aside class="panel" id="panel" aria-live="polite"></aside></div>',
     )
 

@@ -47,6 +47,7 @@ class RunView:
         found: what the search found out beside its candidates.
         losses: what single choices lose.
         ties: fingerprint of a point of the front to those whose quality it is not shown to exceed.
+        ungraded: fingerprints of what would stand on the front, but that there was no time to grade.
         objectives: by which the trials are compared.
         answer: fingerprint of what answers the budgets, as ``autocompress pick`` chooses it; None where nothing was
             asked, or nothing fits.
@@ -72,6 +73,7 @@ class RunView:
     part: Part = "select"
     divided: bool = False
     ties: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    ungraded: tuple[str, ...] = ()
     objectives: Objectives = USUAL
     answer: str | None = None
     stages: tuple[Mapping[str, Any], ...] = ()

@@ -27,6 +27,10 @@ TAKEN: dict[Objective, str] = {"size": "file size", "memory": "peak memory"}
 HEADLINE_DROP = 0.01
 
 
+#: Candidates that are named where there may be many.
+NAMED = 6
+
+
 def known(value: float | None) -> bool:
     """Whether there is a finite number to show."""
     return value is not None and math.isfinite(value)
@@ -158,6 +162,20 @@ def front_indices(view: RunView) -> tuple[int, ...]:
     last = {t.fingerprint: i for i, t in enumerate(view.trials) if t.measured and t.state in ("DONE", "INFEASIBLE")}
     found = {last[fingerprint] for fingerprint in view.front if fingerprint in last}
     return tuple(sorted(found, key=lambda i: _ratio(view.trials[i])))
+
+
+def ungraded(view: RunView) -> str:
+    """Which candidates would stand on the front, had there been the time to grade them; "" where there are none."""
+    number = {t.fingerprint: t.number for t in view.trials}
+    named = [str(number[one]) for one in view.ungraded[:NAMED]]
+    if not named:
+        return ""
+    rest = f" and {len(view.ungraded) - len(named)} more" if len(view.ungraded) > len(named) else ""
+    one = len(view.ungraded) == 1
+    return (
+        f" Of the grey ones, {', '.join(named)}{rest} would stand on the front by what the search measured, but "
+        f"{'was' if one else 'were'} not graded, for lack of time: the same command with --stage finalists does that."
+    )
 
 
 def tied_with(view: RunView, trial: Trial) -> str:

@@ -13,6 +13,7 @@ from autocompress.front import Front
 from autocompress.layers import Layer, LayerTable
 from autocompress.objectives import Objectives
 from autocompress.report import figures, words
+from autocompress.report.page import render_report
 from autocompress.report.taken import draw_taken, taken_info, taken_words
 from autocompress.report.view import RunView
 
@@ -204,6 +205,18 @@ def test_a_tied_point_is_hollow_and_says_with_which(tiny_view: RunView) -> None:
     assert "tied with candidate 4, which is faster" in info.points[1].hover
     line = next(trace for trace in figures.draw_front(info).data if trace.name == "Pareto front")
     assert list(line.marker.symbol) == ["circle", "circle-open"]
+
+
+def test_what_there_was_no_time_to_grade_is_named(tiny_view: RunView) -> None:
+    assert words.ungraded(tiny_view) == ""
+    fingerprints = [trial.fingerprint for trial in tiny_view.trials]
+    one = words.ungraded(dataclasses.replace(tiny_view, ungraded=(fingerprints[3],)))
+    assert " Of the grey ones, 3 would stand on the front" in one
+    assert "was not graded" in one
+    many = dataclasses.replace(tiny_view, ungraded=(*fingerprints, *fingerprints))
+    assert "0, 1, 2, 3, 4, 0 and 4 more would stand" in words.ungraded(many)
+    assert "were not graded" in words.ungraded(many)
+    assert words.ungraded(many).strip() in render_report(many)
 
 
 def test_a_tied_reference_is_hollow_too(tiny_view: RunView) -> None:
