@@ -64,7 +64,7 @@ def search(
     warm_start: Annotated[str | None, typer.Option(metavar="RUN", help="evaluate an earlier run's front first")] = None,
     bank_limit: BankLimit = None,
     workers: Annotated[int | None, typer.Option(help="processes that build candidates, or tasks of --ray [1]")] = None,
-    ray: Annotated[str | None, typer.Option(help="a Ray cluster: host:port, auto or local")] = None,
+    ray: Annotated[str | None, typer.Option(help="a Ray cluster: host:port, ray://host:port, auto or local")] = None,
     stage: Annotated[
         str | None,
         typer.Option(

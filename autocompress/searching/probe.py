@@ -305,7 +305,7 @@ def probe_rates(shop: Workshop, space: SearchSpace) -> tuple[RateFact, ...]:
     return tuple(facts)
 
 
-def check_reachable(probe: Probe, budgets: Budgets, source: Source = "measured") -> None:
+def check_reachable(probe: Probe, budgets: Budgets, source: Source) -> None:
     """Refuse a budget that not even the smallest candidate reaches.
 
     Args:

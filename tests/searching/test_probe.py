@@ -64,7 +64,7 @@ def test_json_round_trip() -> None:
     ids=["none", "latency-just-reached", "speedup-just-reached", "memory-just-reached"],
 )
 def test_reachable_budgets_pass(budgets: Budgets) -> None:
-    check_reachable(PROBE, budgets)
+    check_reachable(PROBE, budgets, "measured")
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_reachable_budgets_pass(budgets: Budgets) -> None:
 )
 def test_unreachable_budgets_name_the_range(budgets: Budgets, message: str) -> None:
     with pytest.raises(BudgetError, match=message):
-        check_reachable(PROBE, budgets)
+        check_reachable(PROBE, budgets, "measured")
 
 
 def test_a_range_that_was_not_measured_says_so() -> None:
