@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -112,9 +112,9 @@ class Front:
         return (*self.points, *self.closest)
 
     def ungraded(self, budgets: Budgets) -> tuple[Trial, ...]:
-        """What would stand on the front beside the finalists by what the search knows of it; fast to slow.
+        """What was worth grading, was not graded, and is beaten by no finalist as far as is known; fast to slow.
 
-        There was no time to grade it. None before the search is over.
+        None before the search is over.
 
         Args:
             budgets: of the search, to be kept on the part of validation that finalists are judged by.
@@ -123,7 +123,7 @@ class Front:
             return ()
         dense = self.quality(self.dense)
         left = [
-            t for t in self.measured
+            t for t in replace(self, final=False).promising
             if not t.graded and self._useful(t) and fits(t, budgets, dense, self.maximize, self.part)
         ]  # fmt: skip
         return tuple(t for t in self._nondominated([*self.points, *left]) if not t.graded)

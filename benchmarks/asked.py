@@ -25,7 +25,7 @@ from autocompress.front import Front, fits
 
 TASKS = {"digits": "digits", "sst2": "minilm"}
 
-#: Candidates beside dense.
+#: Candidates, dense among them.
 MOST = 60
 
 #: What is asked, in words; the first stands for the whole front.

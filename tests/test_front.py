@@ -215,14 +215,17 @@ def test_a_finished_search_is_judged_by_confirm_among_its_finalists(finished):
 
 
 def test_what_would_stand_on_the_front_but_was_not_graded_is_told(finished, make_trial):
-    """By hand: 4 is better than all, and 7 faster than it; 5 is beaten by 1, 8 by 7, and 6 loses all that counts."""
+    """By hand: 4 is better than all on confirm, and 7 faster than it. 5 is beaten there by 1, 6 loses all that counts;
+    8 is lucky on confirm and was beaten by 1 on select, where it was not worth grading; 9 is over a budget."""
     more = (
-        make_trial(5, 0.5, 0.95, quality_confirm=0.79),
-        make_trial(6, 0.1, 0.95, quality_confirm=0.30),
-        make_trial(7, 0.2, 0.95, quality_confirm=0.80),
-        make_trial(8, 0.25, 0.95, quality_confirm=0.79),
+        make_trial(5, 0.45, 0.94, quality_confirm=0.70),
+        make_trial(6, 0.1, 0.88, quality_confirm=0.30),
+        make_trial(7, 0.2, 0.89, quality_confirm=0.80),
+        make_trial(8, 0.52, 0.94, quality_confirm=1.0),
+        make_trial(9, 0.15, 0.95, quality_confirm=0.99).replace(state="INFEASIBLE"),
     )
-    every = (*finished, *more)
+    four = finished[4].replace(quality=0.93)
+    every = (*finished[:4], four, *more)
     front = Front(every, True, final=True)
     assert numbers(front.ungraded(Budgets())) == [7, 4]
     assert numbers(front.ungraded(Budgets(min_speedup=4.5))) == [7]

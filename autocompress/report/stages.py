@@ -65,9 +65,7 @@ def bands_info(view: RunView) -> tuple[Band, ...]:
 
     A stage begins where the first of its candidates was begun, and ends where the next one begins.
     """
-    resolved = view.experiment.get("resolved") or {}
-    strategy = (resolved.get("space") or {}).get("strategy", "staged")
-    names = STAGES if strategy == "staged" else JOINT
+    names = STAGES if view.strategy == "staged" else JOINT
     begun: list[tuple[str, float]] = []
     for trial in sorted(view.trials, key=lambda one: (one.finished_s, one.number)):
         stage, (now, since) = names.get(trial.origin, ""), begun[-1] if begun else ("", 0.0)

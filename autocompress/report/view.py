@@ -47,7 +47,7 @@ class RunView:
         found: what the search found out beside its candidates.
         losses: what single choices lose.
         ties: fingerprint of a point of the front to those whose quality it is not shown to exceed.
-        ungraded: fingerprints of what would stand on the front, but that there was no time to grade.
+        ungraded: fingerprints of what may stand on the front, but was not graded.
         objectives: by which the trials are compared.
         answer: fingerprint of what answers the budgets, as ``autocompress pick`` chooses it; None where nothing was
             asked, or nothing fits.
@@ -88,6 +88,12 @@ class RunView:
     def dense(self) -> Trial | None:
         """The measured dense trial."""
         return next((t for t in self.trials if t.origin == "dense" and t.measured), None)
+
+    @property
+    def strategy(self) -> str:
+        """Of the search."""
+        resolved = self.experiment.get("resolved") or {}
+        return str((resolved.get("space") or {}).get("strategy", "staged"))
 
     @cached_property
     def percent(self) -> bool:

@@ -165,16 +165,16 @@ def front_indices(view: RunView) -> tuple[int, ...]:
 
 
 def ungraded(view: RunView) -> str:
-    """Which candidates would stand on the front, had there been the time to grade them; "" where there are none."""
+    """Which candidates may stand on the front, but were not graded, and what grades them; "" where there are none."""
     number = {t.fingerprint: t.number for t in view.trials}
     named = [str(number[one]) for one in view.ungraded[:NAMED]]
     if not named:
         return ""
     rest = f" and {len(view.ungraded) - len(named)} more" if len(view.ungraded) > len(named) else ""
-    one = len(view.ungraded) == 1
+    more = "; the same command with --stage finalists does that" if view.strategy == "staged" else ""
     return (
-        f" Of the grey ones, {', '.join(named)}{rest} would stand on the front by what the search measured, but "
-        f"{'was' if one else 'were'} not graded, for lack of time: the same command with --stage finalists does that."
+        f" Not graded, as grading has its share of the time: {', '.join(named)}{rest}, which would stand on the front "
+        f"by what the search measured{more}."
     )
 
 

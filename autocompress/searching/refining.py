@@ -99,11 +99,6 @@ class Refining:
         self._told = 0.0
         self._sampler_repeats = False
 
-    @property
-    def seeks(self) -> bool:
-        """Whether nothing that was measured is as fast as is asked."""
-        return "latency" in self._knapsack.limits and not self._seen.reached()
-
     def propose(self) -> Proposal | None:
         """A new candidate; None where no way finds one."""
         left = list(self._ways)
@@ -112,10 +107,13 @@ class Refining:
             name = left.pop(int(self._draw.choice(len(left), p=chances / chances.sum())))
             begun_s = self._seen.clock.elapsed()
             proposal = self._ways[name]()
+            took_s = self._seen.clock.elapsed() - begun_s
             if proposal is not None:
-                self._under_way[proposal.plan.fingerprint] = (name, self._seen.clock.elapsed() - begun_s)
+                self._under_way[proposal.plan.fingerprint] = (name, took_s)
                 return proposal
-        return None
+            gains, spent_s = self._found[name]
+            self._found[name] = gains, spent_s + took_s
+        return self._sampled(within=False)
 
     def learn(self, trial: Trial, gain: float) -> None:
         """Hear of a candidate, and of what it added to the front's hypervolume."""
@@ -144,7 +142,7 @@ class Refining:
         draw = self._draw
         spread = SPREAD * draw.integers(2)
         kl = {name: [loss * math.exp(draw.normal(0, spread)) for loss in row] for name, row in knapsack.kl.items()}
-        if "latency" in knapsack.limits and (self.seeks or draw.integers(2)):
+        if "latency" in knapsack.limits and (draw.integers(2) or not self._seen.reached()):
             found = self.sought(kl)
             return None if found is None else self._make(found.values, "refined")
         front, best = self._seen.front(), self._seen.best()
@@ -236,7 +234,8 @@ class Refining:
         swapped = {one[i]: parent[other[i]] for i in places} | {other[i]: parent[one[i]] for i in places}
         return {**parent, **swapped}
 
-    def _sampled(self) -> Proposal | None:
+    def _sampled(self, within: bool = True) -> Proposal | None:
+        """The sampler's proposal; within the limits by what is believed, or else any."""
         if self._sampler_repeats or len(self._seen.trials) > MOST_SAMPLED:
             return None
         for _ in range(CHILDREN):
@@ -245,7 +244,7 @@ class Refining:
             if proposal is None or proposal.plan.fingerprint in self._seen.under_way:
                 return None  # the controller hears of it when it is told
             values = {**self._heaviest, **(self._controller.asked(proposal.number) or {})}
-            if self._knapsack.keeps(values):
+            if not within or self._knapsack.keeps(values):
                 self._values[proposal.plan.fingerprint] = values
                 return proposal
             self._controller.withdraw(proposal)
@@ -254,19 +253,23 @@ class Refining:
     def _parents(self) -> Parents:
         """Members of the front by the logarithm of their ratio, fast to slow.
 
-        Those with recipes or zeros stay the corners that they are. Where a latency is asked for, parents may be a
+        Those with recipes or zeros stay the corners that they are. Where a latency alone is asked for, parents may be a
         little slower, as one lighter choice brings them within it; where a loss is allowed, they are near the fastest
         that keeps it, on either side of it.
         """
         held = self._heaviest.keys() - self._controller.space.by_name.keys()
-        most_s = self._knapsack.limits.get("latency")
+        limits, most = self._knapsack.limits, math.inf
+        if "latency" in limits:
+            most = OVER * limits["latency"] / self._knapsack.dense_s
+        alone = not any(
+            name in limits for name in self._knapsack.resources
+        )  # else what is slower may be too large, too
         found = [
             (trial, self._values[trial.fingerprint])
-            for trial in (
-                self._seen.front_up_to(OVER * most_s / self._knapsack.dense_s) if most_s else self._seen.front()
-            )
+            for trial in (self._seen.front_up_to(most) if alone else self._seen.front())
             if trial.fingerprint in self._values and not any(self._values[trial.fingerprint][name] for name in held)
         ]
+        found = [one for one in found if own_ratio(one[0]) <= most] or found[:1]
         place = self._seen.asked_between()[1]
         near = [one for one in found if place / NEAR <= own_ratio(one[0]) <= place * NEAR]
         return [(math.log(ratio_of(trial)), own) for trial, own in near or found]

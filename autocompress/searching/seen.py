@@ -129,6 +129,7 @@ class Seen:
         self._best: float | None = None
         self._front: list[Trial] | None = None  # known from when it is first asked for
         self._fitting = False  # whether its members are fast and small enough
+        self._misses: tuple[float, list[Trial]] | None = None  # until another trial is known
         self._volume: float | None = None  # the same; until the front, or what it is told by, changes
         self._top: Trial | None = None
         self._kept: float | None = None  # ratio of the fastest that keeps the allowed loss, where that is asked for
@@ -137,7 +138,7 @@ class Seen:
 
     def keep(self, trial: Trial) -> None:
         """Take in a trial, new or known."""
-        known = self.trials.get(trial.fingerprint)
+        known, self._misses = self.trials.get(trial.fingerprint), None
         for one, sign in ((known, -1), (trial, 1)):
             if one is not None and one.measured:
                 count, seconds = self._spent.get(one.rung, (0, 0.0))
@@ -229,12 +230,21 @@ class Seen:
         return self._fitting
 
     def front_up_to(self, ratio: float) -> list[Trial]:
-        """Non-dominated candidates without recovery of at most a ratio to dense in the same runtime, fast to slow.
+        """The front, and what does not fit, up to a latency, and is not beaten by any of it; fast to slow.
 
-        Small enough or not; where none is as fast, the fastest of the front.
+        Where nothing fits, that is the front.
+
+        Args:
+            ratio: to dense in the same runtime, up to which it may be; inf for the front alone.
         """
-        fast = [self.trials[name] for name, (own, *_taken) in self.spots.items() if own <= ratio]
-        return self._nondominated(fast) if fast else self.front()[:1]
+        front = self.front()
+        if not self._fitting or ratio == math.inf:
+            return front
+        if self._misses is None or self._misses[0] != ratio:
+            near = [self.trials[name] for name, (own, *_taken) in self.spots.items() if own <= ratio]
+            misses = [trial for trial in near if not self.worth(trial)]
+            self._misses = ratio, self._nondominated([*front, *misses]) if misses else front
+        return self._misses[1]
 
     def asked_front(self) -> list[Trial]:
         """Those of the front that keep the loss that is allowed; all where recovery may win losses back."""

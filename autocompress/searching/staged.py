@@ -125,7 +125,7 @@ class Staged:
         self._fresh, self._begun = math.inf, False
         self._made = self._turn = self._offered = 0
         self._solved = sum(trial.origin == "solved" for trial in trials)
-        self._exhausted = knapsack is None
+        self._exhausted, self._drawn_out = knapsack is None, False
         self._refining: Refining | None = None
         if knapsack is not None:
             self._refining = Refining(
@@ -345,16 +345,20 @@ class Staged:
     def _stagnates(gains: Sequence[float]) -> bool:
         return len(gains) >= PATIENCE and max(gains[-PATIENCE:]) < LITTLE
 
-    def _correct(self, knapsack: Knapsack, often: int | None = None) -> None:
-        """Correct the tables by what was measured, once there is enough of it; the front is then to be solved anew."""
-        if often is None:
-            solving = self._solved < SOLVED and len(self._seen.spots) < SETTLED
-            often = REFIT_EVERY if solving else REFINED_EVERY
-        if self._fresh < max(often, REFIT_SHARE * len(self._seen.spots)):
-            return
+    def _learn_seconds(self, knapsack: Knapsack) -> list[Trial]:
+        """Correct the model of seconds by what was measured, which is given back."""
         found = self._seen.learned_from(MOST_LEARNED)
         measured = [trial for trial in found if trial.plan.learn is None]  # what is learned says no shapes
         knapsack.learn_seconds([(trial.plan, knapsack.dense_s * own_ratio(trial)) for trial in measured])
+        return measured
+
+    def _correct(self, knapsack: Knapsack) -> None:
+        """Correct the tables by what was measured, once there is enough of it; the front is then to be solved anew."""
+        solving = self._solved < SOLVED and len(self._seen.spots) < SETTLED
+        often = REFIT_EVERY if solving else REFINED_EVERY
+        if self._fresh < max(often, REFIT_SHARE * len(self._seen.spots)):
+            return
+        measured = self._learn_seconds(knapsack)
         known = [trial for trial in measured if trial.fingerprint in self._values]
         knapsack.learn_losses(
             [(self._values[trial.fingerprint], trial.plan, self._seen.loss(trial)) for trial in known]
@@ -378,14 +382,14 @@ class Staged:
         slower than the best that was measured, unless there are further objectives: nothing better is expected there.
         Where a loss is allowed, the fastest that keeps it is all that is asked for: it is then sought between the
         fastest of those that keep it and the slowest that the program chose and that does not. Where a latency is
-        asked for, what else may be true of seconds decides after the first choices: as long as nothing is fast enough,
-        and every second time from then on.
+        asked for, what else may be true of seconds decides two times of three after the first choices, as long as
+        nothing that was measured keeps it, and then every second time.
         """
-        assert self._refining is not None
-        if "latency" in knapsack.limits and self._solved >= TRUSTED and (self._refining.seeks or self._solved % 2):
-            self._correct(knapsack, often=1)
-            drawn = (self._refining.sought() for _ in range(TRIES))
-            return next((one for one in drawn if one is not None and not self._seen.proposed(one.plan)), None)
+        often = 2 if self._seen.reached() else 3
+        if "latency" in knapsack.limits and self._solved >= TRUSTED and self._solved % often and not self._drawn_out:
+            drawn = self._sought(knapsack)
+            if drawn is not None:
+                return drawn
         front, more, best = self._expected(knapsack), knapsack.along, self._seen.best()
         slowest = math.inf if best is None or more else own_ratio(best)
         fast, slow = self._seen.asked_between() if self.only != "solve" else (0.0, math.inf)
@@ -398,6 +402,15 @@ class Staged:
         begun = [proposal.plan for proposal in self._seen.under_way.values() if proposal.rung == 0]
         spots += [(knapsack.work.seconds(p), *(knapsack.amounts.of(name, p) for name in more)) for p in begun]
         return furthest(left, front, spots, more)
+
+    def _sought(self, knapsack: Knapsack) -> Expected | None:
+        """A new choice by seconds that may as well be true as those that are believed; once there is none, no more."""
+        assert self._refining is not None
+        self._learn_seconds(knapsack)
+        drawn = (self._refining.sought() for _ in range(TRIES))
+        found = next((one for one in drawn if one is not None and not self._seen.proposed(one.plan)), None)
+        self._drawn_out = found is None
+        return found
 
     def _plan(self, values: Values) -> Plan:
         return self._plain.decode(values)

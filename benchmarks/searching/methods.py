@@ -63,9 +63,9 @@ def controller(
 
 
 def follow(evaluator: Evaluator, proposer, most: float = math.inf) -> None:
-    """Evaluate what is proposed until the time is over, or does not suffice for one more; so many beside dense."""
+    """Evaluate what is proposed until the time is over, or does not suffice for one more, or there are so many."""
     with contextlib.suppress(Spent):
-        while evaluator.left_s > 0 and len(evaluator.trials) <= most:
+        while evaluator.left_s > 0 and len(evaluator.trials) < most:
             proposal = proposer.ask(evaluator.left_s)
             if proposal is None:
                 return
@@ -129,7 +129,7 @@ def uniform_levels(evaluator: Evaluator) -> list[Values]:
 
 
 def staged(evaluator: Evaluator, seed: int, budgets: Budgets = NOTHING_ASKED, most: int | None = None) -> float:
-    """With what is asked, of speed-up and drop, and so many candidates beside dense; the contests ask for nothing."""
+    """With what is asked, of speed-up and drop, and so many candidates with dense; the contests ask for nothing."""
     dense_first(evaluator)
     begun_s = evaluator.clock
     single = single_losses(evaluator)

@@ -38,7 +38,7 @@ def refining(space, seen, values=(), made=None, seed=0, keeps=lambda _values: Tr
         return Proposal(NO_PROPOSAL, space.decode(own), origin)
 
     knapsack = SimpleNamespace(
-        space=space, parts=parts_of(space), along=(), keeps=keeps, limits=dict(limits), dense_s=0.01
+        space=space, parts=parts_of(space), along=(), keeps=keeps, limits=dict(limits), dense_s=0.01, resources=()
     )
     known = {space.decode(own).fingerprint: own for own in values}
     draw = np.random.default_rng(seed)
@@ -112,8 +112,23 @@ def test_a_way_that_proposes_nothing_makes_room_for_the_others(space, seen):
     proposal = Proposal(NO_PROPOSAL, space.decode(space.uniform()), "refined")
     made._ways = {"bred": lambda: None, "resolved": lambda: proposal}
     assert all(made.propose() is proposal for _ in range(20))
-    made._ways = {"bred": lambda: None, "resolved": lambda: None}
+    made._ways, made._sampled = {"bred": lambda: None, "resolved": lambda: None}, lambda within: None
     assert made.propose() is None
+    made._sampled = lambda within: None if within else proposal
+    assert made.propose() is proposal, "what is believed to be too slow, where there is nothing else"
+
+
+def test_time_that_came_to_nothing_counts(space, seen):
+    """Looking for a proposal took two seconds, in vain."""
+    made, now = refining(space, seen), [0.0]
+    seen.clock = Clock(lambda: now[0], 0.0, 1e9)
+
+    def vain():
+        now[0] += 2.0
+
+    made._ways, made._sampled = {"bred": vain}, lambda within: None
+    assert made.propose() is None
+    assert made._found["bred"] == (0.0, 2.0)
 
 
 def test_children_take_after_two_parents_and_one_choice_on_average_is_drawn_anew(space, seen, make_trial):
@@ -205,6 +220,11 @@ def test_where_a_latency_is_asked_for_what_is_little_slower_is_a_parent_too(spac
     assert [math.exp(place) for place, _values in made._parents()] == pytest.approx([0.3, 0.5, 0.54])
     made = refining(space, asked, every, limits={"latency": 0.002})
     assert [math.exp(place) for place, _values in made._parents()] == pytest.approx([0.3]), "none is: the fastest"
+    made = refining(space, asked, every[1:], limits={"latency": 0.002})
+    assert [math.exp(place) for place, _values in made._parents()] == pytest.approx([0.5]), "of those that have values"
+    made = refining(space, asked, every, limits={"latency": 0.005, "size": 9.0})
+    made._knapsack.resources = ("size",)
+    assert [math.exp(place) for place, _values in made._parents()] == pytest.approx([0.3, 0.5]), "others may be large"
 
 
 def test_what_the_sampler_proposes_over_a_limit_is_withdrawn(space, seen):
@@ -224,6 +244,8 @@ def test_what_the_sampler_proposes_over_a_limit_is_withdrawn(space, seen):
     assert made._sampled() is None
     assert withdrawn == asked[:2] + asked[3:]
     assert len(asked) < 20, "each takes time"
+    assert made._sampled(within=False) is asked[-1]
+    assert asked[-1] not in withdrawn
 
 
 @pytest.mark.parametrize(("along", "high"), [((), 0.5), (("size",), 2.0)], ids=["two objectives", "three"])

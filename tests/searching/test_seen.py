@@ -111,3 +111,19 @@ def test_what_loses_all_that_counts_is_no_bound(make_trial):
     assert made.asked_between() == (0.2, 0.3)
     made.keep(make_trial(3, 0.3, 0.5, plan=Plan(seed=3)))
     assert made.asked_between() == (0.2, 1.0), "another version of it does not keep it"
+
+
+def test_what_is_little_too_slow_stands_beside_the_front(make_trial):
+    """By hand: 0.5 is asked for. 0.54 loses less than what fits, 0.53 more, 0.6 is too slow to be near."""
+    seen = Seen(Judge(True, lambda trial: trial.latency.ratio <= 0.5), Clock(lambda: 0.0, 0.0, 1.0))
+    figures = [(0.54, 0.88), (0.6, 0.89), (0.5, 0.8), (0.3, 0.5), (0.53, 0.7)]
+    ratios = []
+    for number, (ratio, quality) in enumerate(figures):
+        seen.keep(make_trial(number, ratio, quality, plan=Plan(seed=number + 1)))
+        ratios.append([trial.latency.ratio for trial in seen.front_up_to(0.55)])
+        assert seen.reached() == (number > 1)
+    assert ratios == [[0.54], [0.54, 0.6], [0.5, 0.54], [0.3, 0.5, 0.54], [0.3, 0.5, 0.54]]
+    assert [trial.latency.ratio for trial in seen.front_up_to(math.inf)] == [0.3, 0.5]
+    assert [trial.latency.ratio for trial in seen.front_up_to(0.65)] == [0.3, 0.5, 0.54, 0.6]
+    seen.keep(make_trial(0, 0.54, 0.75, plan=Plan(seed=1)))
+    assert [trial.latency.ratio for trial in seen.front_up_to(0.55)] == [0.3, 0.5], "told anew, it loses more"

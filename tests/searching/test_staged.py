@@ -235,35 +235,37 @@ def test_a_latency_that_is_believed_to_be_out_of_reach_is_found(world, journal, 
     assert any(map(fits, trials))
 
 
-def test_while_nothing_is_as_fast_as_asked_choices_go_by_what_else_may_be_true(world, journal, monkeypatch):
-    """And every second one afterwards; nothing of the kind where no latency is asked for."""
-    made, drawn = world(STRUCTURE), []
-    at = Knapsack.at
+@pytest.mark.parametrize(("limit", "often"), [(0.0, 3), (0.9, 2)], ids=["out of reach", "in reach"])
+def test_where_a_latency_is_asked_for_choices_go_by_what_else_may_be_true(world, journal, monkeypatch, limit, often):
+    """By turns with what is expected: two of three as long as nothing keeps it, then every second one."""
+    made, turns = world(STRUCTURE), []
+    monkeypatch.setattr(Staged, "_sought", lambda staged, _knapsack: turns.append(staged._solved))
+    fits = lambda trial: trial.latency.ratio <= limit  # noqa: E731
+    made.follow(made.staged(journal, fits=fits, limits={"latency": 0.007}), most=12)
+    assert max(turns) > 4
+    assert list(dict.fromkeys(turns)) == [number for number in range(2, max(turns) + 1) if number % often]
 
-    def noted(knapsack, seconds, *given, work=None, **named):
-        found = at(knapsack, seconds, *given, work=work, **named)
-        drawn.extend([] if work is None or found is None else [found.plan])
-        return found
 
-    monkeypatch.setattr(Knapsack, "at", noted)
-    made.follow(made.staged(journal), most=30)
-    assert not drawn
-    for limit, turn in ((0.0, "all"), (0.6, "half")):
-        made, found = world(STRUCTURE), []
-        drawn.clear()
+def test_where_no_latency_is_asked_for_seconds_are_not_drawn(world, journal, monkeypatch):
+    made = world(STRUCTURE)
+    monkeypatch.setattr(type(made.knapsack().work), "drawn", lambda *_: pytest.fail("nothing is to be drawn"))
+    assert len(made.follow(made.staged(journal), most=30)) == 30
 
-        def fits(trial, limit=limit):
-            return trial.latency.ratio <= limit
 
-        staged = made.staged(journal.with_name(str(limit)), fits=fits, limits={"latency": 0.006})
-        for _ in range(15):
-            reached = any(map(fits, made.trials))
-            before = sum(one.origin == "solved" for one in made.trials)
-            for made_now in made.follow(staged, most=1):
-                if made_now.origin == "solved" and before >= module.TRUSTED:
-                    found.append(("half" if reached else "all", before % 2, made_now.plan in drawn))
-        assert all(by_draw for kind, odd, by_draw in found if kind == "all" or odd)
-        assert turn in {kind for kind, *_rest in found}
+@pytest.mark.parametrize("only", [None, "solve"])
+def test_once_draws_say_nothing_new_the_expected_front_is_gone_through(world, journal, monkeypatch, only):
+    """All draws are the belief itself, whose choice is known at once."""
+    made, asked = world(STRUCTURE), []
+    model = type(made.knapsack().work)
+    monkeypatch.setattr(model, "drawn", lambda work, _draw: asked.append(work) or work)
+    fits = lambda trial: trial.latency.ratio <= 0.6  # noqa: E731
+    staged = made.staged(journal, fits=fits, limits={"latency": 0.006})
+    staged.only = only
+    trials = made.follow(staged, most=20)
+    expected = [one.plan for one in staged.knapsack.front(12)]
+    assert len(set(expected) - set(plans(trials))) < len(expected) / 2
+    assert sum(trial.origin == "solved" for trial in trials) > 5
+    assert len(asked) < 30
 
 
 def test_corners_far_over_what_is_asked_are_left_out(world, journal):
