@@ -18,7 +18,7 @@ from autocompress.searching.amounts import Amounts, Resource
 from autocompress.searching.atoms import Atom, Atoms
 from autocompress.searching.expected import Expected, thinned
 from autocompress.searching.parts import Parts, merged, touched_layers
-from autocompress.searching.programs import Program, Programs
+from autocompress.searching.programs import Losses, Program, Programs
 from autocompress.searching.solve import bent, front, left_out, refit, solve, unbent
 from autocompress.searching.work import WorkModel
 from autocompress.space import SearchSpace, Values
@@ -200,7 +200,7 @@ class Knapsack:
     def at(
         self,
         seconds: float,
-        kl: Mapping[str, Sequence[float]] | None = None,
+        kl: Losses | None = None,
         others: Mapping[str, float] | None = None,
         work: WorkModel | None = None,
     ) -> Expected | None:

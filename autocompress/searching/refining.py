@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from autocompress.searching.controller import Controller, Proposal
 from autocompress.searching.expected import Expected
 from autocompress.searching.foresight import Foresight
 from autocompress.searching.knapsack import Knapsack
+from autocompress.searching.programs import Losses
 from autocompress.searching.seen import Seen, own_ratio, ratio_of
 from autocompress.space import Values
 
@@ -30,6 +31,9 @@ NEAR = 1.4
 
 #: Candidates slower than what is asked by less than this factor are parents, too.
 OVER = 1.1
+
+#: Times that seconds are drawn until they say something new.
+TRIES = 4
 
 #: Variations of which the most promising is taken.
 POOL = 32
@@ -97,7 +101,7 @@ class Refining:
         self._found = {name: (0.0, 0.0) for name in self._ways}
         self._under_way: dict[str, tuple[str, float]] = {}
         self._told = 0.0
-        self._sampler_repeats = False
+        self._sampler_repeats = self._drawn_out = False
 
     def propose(self) -> Proposal | None:
         """A new candidate; None where no way finds one."""
@@ -143,7 +147,7 @@ class Refining:
         spread = SPREAD * draw.integers(2)
         kl = {name: [loss * math.exp(draw.normal(0, spread)) for loss in row] for name, row in knapsack.kl.items()}
         if "latency" in knapsack.limits and (draw.integers(2) or not self._seen.reached()):
-            found = self.sought(kl)
+            found = self._by_drawn_seconds(kl)
             return None if found is None else self._make(found.values, "refined")
         front, best = self._seen.front(), self._seen.best()
         if not front or best is None:
@@ -158,7 +162,16 @@ class Refining:
         found = knapsack.at(math.exp(draw.uniform(math.log(low_s), math.log(high_s))), kl, self._drawn_amounts())
         return None if found is None else self._make(found.values, "refined")
 
-    def sought(self, kl: Mapping[str, Sequence[float]] | None = None) -> Expected | None:
+    def sought(self) -> Expected | None:
+        """A new choice of the program within what is asked, by drawn seconds; once they say nothing new, no more."""
+        if self._drawn_out:
+            return None
+        drawn = (self._by_drawn_seconds() for _ in range(TRIES))
+        found = next((one for one in drawn if one is not None and not self._seen.proposed(one.plan)), None)
+        self._drawn_out = found is None
+        return found
+
+    def _by_drawn_seconds(self, kl: Losses | None = None) -> Expected | None:
         """The program's choice within what is asked, by seconds of plans that may as well be true as those believed.
 
         Where candidates turn out slower than they were expected to be, what is believed may be wrong of just that of

@@ -51,9 +51,8 @@ FIRST = 2
 #: Budgets of the program, and candidates of its fronts that are measured before refining begins: more add little.
 POINTS, SOLVED = 40, 20
 
-#: Choices of the program by what it expects, before the latency that is asked for is sought by what else may be true;
-#: times that this is drawn until it says something new.
-TRUSTED, TRIES = 2, 4
+#: Choices of the program by what it expects, before the latency that is asked for is sought by what else may be true.
+TRUSTED = 2
 
 #: Corners that are believed to be over a limit by more than this factor are not measured: the model of seconds, which
 #: nothing has corrected yet, errs by less.
@@ -125,7 +124,7 @@ class Staged:
         self._fresh, self._begun = math.inf, False
         self._made = self._turn = self._offered = 0
         self._solved = sum(trial.origin == "solved" for trial in trials)
-        self._exhausted, self._drawn_out = knapsack is None, False
+        self._exhausted = knapsack is None
         self._refining: Refining | None = None
         if knapsack is not None:
             self._refining = Refining(
@@ -385,10 +384,11 @@ class Staged:
         asked for, what else may be true of seconds decides two times of three after the first choices, as long as
         nothing that was measured keeps it, and then every second time.
         """
+        assert self._refining is not None
         often = 2 if self._seen.reached() else 3
-        if "latency" in knapsack.limits and self._solved >= TRUSTED and self._solved % often and not self._drawn_out:
-            drawn = self._sought(knapsack)
-            if drawn is not None:
+        if "latency" in knapsack.limits and self._solved >= TRUSTED and self._solved % often:
+            self._learn_seconds(knapsack)
+            if (drawn := self._refining.sought()) is not None:
                 return drawn
         front, more, best = self._expected(knapsack), knapsack.along, self._seen.best()
         slowest = math.inf if best is None or more else own_ratio(best)
@@ -402,15 +402,6 @@ class Staged:
         begun = [proposal.plan for proposal in self._seen.under_way.values() if proposal.rung == 0]
         spots += [(knapsack.work.seconds(p), *(knapsack.amounts.of(name, p) for name in more)) for p in begun]
         return furthest(left, front, spots, more)
-
-    def _sought(self, knapsack: Knapsack) -> Expected | None:
-        """A new choice by seconds that may as well be true as those that are believed; once there is none, no more."""
-        assert self._refining is not None
-        self._learn_seconds(knapsack)
-        drawn = (self._refining.sought() for _ in range(TRIES))
-        found = next((one for one in drawn if one is not None and not self._seen.proposed(one.plan)), None)
-        self._drawn_out = found is None
-        return found
 
     def _plan(self, values: Values) -> Plan:
         return self._plain.decode(values)

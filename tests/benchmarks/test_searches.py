@@ -31,6 +31,7 @@ class Counted:
         self.table, self.folder, self.limit_s, self.trained = space.table, folder, limit_s, False
         self.task = SimpleNamespace(metric=SimpleNamespace(maximize=True))
         self.latencies, self.dense_s = SimpleNamespace(seconds=lambda plan, _table: self.ratio(plan)), 1.0
+        self.dense_quality = 0.9
         self.trials, self.clock, self._make_trial = [], 0.0, make_trial
 
     @property

@@ -239,9 +239,10 @@ def test_a_latency_that_is_believed_to_be_out_of_reach_is_found(world, journal, 
 def test_where_a_latency_is_asked_for_choices_go_by_what_else_may_be_true(world, journal, monkeypatch, limit, often):
     """By turns with what is expected: two of three as long as nothing keeps it, then every second one."""
     made, turns = world(STRUCTURE), []
-    monkeypatch.setattr(Staged, "_sought", lambda staged, _knapsack: turns.append(staged._solved))
     fits = lambda trial: trial.latency.ratio <= limit  # noqa: E731
-    made.follow(made.staged(journal, fits=fits, limits={"latency": 0.007}), most=12)
+    staged = made.staged(journal, fits=fits, limits={"latency": 0.007})
+    monkeypatch.setattr(staged._refining, "sought", lambda: turns.append(staged._solved))
+    made.follow(staged, most=12)
     assert max(turns) > 4
     assert list(dict.fromkeys(turns)) == [number for number in range(2, max(turns) + 1) if number % often]
 
