@@ -130,10 +130,14 @@ class Front:
 
     def _useful(self, trial: Trial) -> bool:
         """Whether a measured trial loses less than the worst corner of the hypervolume; none without dense."""
-        if self.dense is None:
-            return False
-        worst, dense = self._corner[self._place], self.quality(self.dense)
-        return self.lost(self.quality(trial), dense) < self.lost(worst, dense)
+        drop = self.drop(trial)
+        return drop is not None and drop < self._worst
+
+    @cached_property
+    def _worst(self) -> float:
+        """Quality lost at that corner."""
+        assert self.dense is not None
+        return self.lost(self._corner[self._place], self.quality(self.dense))
 
     def affordable(self, count: float) -> tuple[Trial, ...]:
         """The trials to grade: `count` of the promising at most, but at least `LEAST_GRADED`.

@@ -166,7 +166,7 @@ def front_indices(view: RunView) -> tuple[int, ...]:
 
 def ungraded(view: RunView) -> str:
     """Which candidates may stand on the front, but were not graded, and what grades them; "" where there are none."""
-    number = {t.fingerprint: t.number for t in view.trials}
+    number = _numbers(view)
     named = [str(number[one]) for one in view.ungraded[:NAMED]]
     if not named:
         return ""
@@ -178,9 +178,13 @@ def ungraded(view: RunView) -> str:
     )
 
 
+def _numbers(view: RunView) -> dict[str, int]:
+    return {t.fingerprint: t.number for t in view.trials}
+
+
 def tied_with(view: RunView, trial: Trial) -> str:
     """Numbers of the faster trials that a point of the front is tied with in quality, such as "12"; or ""."""
-    number = {t.fingerprint: t.number for t in view.trials}
+    number = _numbers(view)
     return ", ".join(str(number[other]) for other in view.ties.get(trial.fingerprint, ()) if other in number)
 
 

@@ -62,9 +62,9 @@ class Refining:
 
     The ways: the program by the believed losses or by some drawn near them, at seconds that the front spans or that are
     asked for, these also by seconds that may as well be true as the believed ones; of many variations of the front the
-    one that is foreseen to add most; and the sampler's own proposals. Variations are two members mixed, and
-    few of their choices drawn anew (as NSGA-II does); one choice heavier and another lighter; and what two blocks of a
-    member do exchanged.
+    one that is foreseen to add most; and the sampler's own proposals. Variations are two members mixed, and few of
+    their choices drawn anew (as NSGA-II does); one choice heavier and another lighter; and what two blocks of a member
+    do exchanged. `drawn_out` says that drawn seconds led to nothing new.
 
     Args:
         knapsack: with what is believed.
@@ -101,7 +101,8 @@ class Refining:
         self._found = {name: (0.0, 0.0) for name in self._ways}
         self._under_way: dict[str, tuple[str, float]] = {}
         self._told = 0.0
-        self._sampler_repeats = self._drawn_out = False
+        self._sampler_repeats = False
+        self.drawn_out = False
 
     def propose(self) -> Proposal | None:
         """A new candidate; None where no way finds one."""
@@ -163,12 +164,10 @@ class Refining:
         return None if found is None else self._make(found.values, "refined")
 
     def sought(self) -> Expected | None:
-        """A new choice of the program within what is asked, by drawn seconds; once they say nothing new, no more."""
-        if self._drawn_out:
-            return None
+        """A new choice of the program within what is asked, by drawn seconds."""
         drawn = (self._by_drawn_seconds() for _ in range(TRIES))
         found = next((one for one in drawn if one is not None and not self._seen.proposed(one.plan)), None)
-        self._drawn_out = found is None
+        self.drawn_out = found is None
         return found
 
     def _by_drawn_seconds(self, kl: Losses | None = None) -> Expected | None:
@@ -274,9 +273,8 @@ class Refining:
         limits, most = self._knapsack.limits, math.inf
         if "latency" in limits:
             most = OVER * limits["latency"] / self._knapsack.dense_s
-        alone = not any(
-            name in limits for name in self._knapsack.resources
-        )  # else what is slower may be too large, too
+        # where bytes are limited as well, what is too slow may be too large, too
+        alone = limits.keys().isdisjoint(self._knapsack.resources)
         found = [
             (trial, self._values[trial.fingerprint])
             for trial in (self._seen.front_up_to(most) if alone else self._seen.front())

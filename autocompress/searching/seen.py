@@ -129,8 +129,8 @@ class Seen:
         self._best: float | None = None
         self._front: list[Trial] | None = None  # known from when it is first asked for
         self._fitting = False  # whether its members are fast and small enough
-        self._misses: tuple[float, list[Trial]] | None = None  # until another trial is known
         self._volume: float | None = None  # the same; until the front, or what it is told by, changes
+        self._misses: tuple[float, list[Trial]] | None = None  # of `front_up_to`, until another trial is told
         self._top: Trial | None = None
         self._kept: float | None = None  # ratio of the fastest that keeps the allowed loss, where that is asked for
         self._lost: list[float] = []  # of those that the program chose and that do not keep it
@@ -241,7 +241,7 @@ class Seen:
         if not self._fitting or ratio == math.inf:
             return front
         if self._misses is None or self._misses[0] != ratio:
-            near = [self.trials[name] for name, (own, *_taken) in self.spots.items() if own <= ratio]
+            near = (self.trials[name] for name, (own, *_taken) in self.spots.items() if own <= ratio)
             misses = [trial for trial in near if not self.worth(trial)]
             self._misses = ratio, self._nondominated([*front, *misses]) if misses else front
         return self._misses[1]

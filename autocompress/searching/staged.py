@@ -385,8 +385,8 @@ class Staged:
         nothing that was measured keeps it, and then every second time.
         """
         assert self._refining is not None
-        often = 2 if self._seen.reached() else 3
-        if "latency" in knapsack.limits and self._solved >= TRUSTED and self._solved % often:
+        draws = "latency" in knapsack.limits and not self._refining.drawn_out and self._solved >= TRUSTED
+        if draws and self._solved % (2 if self._seen.reached() else 3):
             self._learn_seconds(knapsack)
             if (drawn := self._refining.sought()) is not None:
                 return drawn
